@@ -1,0 +1,1 @@
+"""Finding, composing and verifying MONAI bundles."""

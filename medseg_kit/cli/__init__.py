@@ -1,0 +1,1 @@
+"""Command line: thin functions, heavy imports inside."""

@@ -1,0 +1,1 @@
+"""Manifests, readers, datalists, splits and synthetic patients."""

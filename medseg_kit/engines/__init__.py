@@ -1,0 +1,1 @@
+"""The training step that every method fills in, its schedules and handlers."""

@@ -1,0 +1,1 @@
+"""Federated learning: strategies, clients, simulation and ledger."""

@@ -1,0 +1,1 @@
+"""Federation platforms; the only place that imports them."""

@@ -1,0 +1,1 @@
+"""NVIDIA FLARE: controller, client script and recipe."""

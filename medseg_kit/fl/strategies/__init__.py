@@ -1,0 +1,1 @@
+"""One file an aggregation strategy."""

@@ -1,0 +1,1 @@
+"""Inferers and the batch predictor."""
