@@ -1,0 +1,178 @@
+"""The training step: a method states its losses, the base class does the rest.
+
+A `TrainStep` is passed to MONAI's `SupervisedTrainer` as ``iteration_update``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.data import MetaTensor
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys
+
+from medseg_kit.engines.schedules import Schedule, constant
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedTrainer
+
+    from medseg_kit.typing import StateDict
+
+Losses = dict[str, torch.Tensor]
+LossTerm = Callable[["SupervisedTrainer", dict[str, Any]], Losses]
+
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainStep(ABC):
+    """One optimisation step; owns device, zero_grad, autocast, scaler, backward and clipping.
+
+    Args:
+        total_steps: Steps planned in all: epochs x steps an epoch, or rounds x local steps in a
+            federation. Ramps and schedules run over them.
+        lr_schedule: Factor on every parameter group's own learning rate.
+        terms: Further loss terms, e.g. FedProx's proximal term. A term may have
+            ``on_round_start(global_state)``.
+        amp: "off", "bf16" or "fp16" (autocast on the trainer's device; keep the trainer's
+            own ``amp: false``, which would build a new scaler at every run).
+        clip_norm: Largest norm of the gradient; not clipped if None.
+
+    Raises:
+        ValueError: For an unknown ``amp`` or a ``total_steps`` below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        lr_schedule: Schedule | None = None,
+        terms: Sequence[LossTerm] = (),
+        amp: str = "off",
+        clip_norm: float | None = None,
+    ) -> None:
+        if amp not in AMP_DTYPES:
+            raise ValueError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+        self.total_steps = total_steps
+        self.global_step = 0
+        self.lr_schedule = constant() if lr_schedule is None else lr_schedule
+        self.terms = list(terms)
+        self.amp = amp
+        self.clip_norm = clip_norm
+        self._scaler = torch.amp.GradScaler(enabled=amp == "fp16" and torch.cuda.is_available())
+
+    @abstractmethod
+    def losses(
+        self, engine: SupervisedTrainer, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor | dict[str, torch.Tensor], Losses]:
+        """Return the prediction and the named losses of a batch; their sum is minimised.
+
+        Forwards go through ``engine.network(...)`` itself, never through ``.module``, so that
+        gradients are synchronised across processes.
+        """
+
+    def after_step(self, engine: SupervisedTrainer) -> None:
+        """Update what follows the weights, e.g. an EMA teacher; nothing by default."""
+
+    def on_round_start(self, global_state: StateDict) -> None:
+        """Receive the global weights of a federated round; passed on to the terms."""
+        for term in self.terms:
+            start = getattr(term, "on_round_start", None)
+            if start is not None:
+                start(global_state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next step depends on beside network and optimiser."""
+        return {"global_step": self.global_step, "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.global_step = int(state["global_step"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+
+    def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
+        """Run one step on ``batchdata`` and return ``image, label, pred, loss, losses``.
+
+        Raises:
+            FloatingPointError: If a loss is not finite; no weight has changed then.
+        """
+        batch = to_device(batchdata, engine.state.device, non_blocking=engine.non_blocking)
+        engine.network.train()
+        self._set_learning_rate(engine.optimizer)
+        engine.optimizer.zero_grad(set_to_none=True)
+        dtype = AMP_DTYPES[self.amp]
+        with torch.autocast(engine.state.device.type, dtype=dtype, enabled=dtype is not None):
+            pred, losses = self.losses(engine, batch)
+            for term in self.terms:
+                losses = {**losses, **term(engine, batch)}
+        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        self._optimise(engine, loss, losses)
+        self.global_step += 1
+        self.after_step(engine)
+        engine.state.output = {
+            CommonKeys.IMAGE: batch[CommonKeys.IMAGE],
+            CommonKeys.LABEL: batch.get(CommonKeys.LABEL),
+            CommonKeys.PRED: pred,
+            CommonKeys.LOSS: loss.detach(),
+            "losses": {name: value.detach() for name, value in losses.items()},
+        }
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output  # type: ignore[no-any-return]  # ignite's State is untyped
+
+    def _optimise(self, engine: SupervisedTrainer, loss: torch.Tensor, losses: Losses) -> None:
+        if not bool(torch.isfinite(loss)):
+            parts = {name: float(value) for name, value in losses.items()}
+            raise FloatingPointError(f"the loss of step {self.global_step} is not finite: {parts}")
+        self._scaler.scale(loss).backward()
+        if self.clip_norm is not None:
+            self._scaler.unscale_(engine.optimizer)
+            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_norm)
+        self._scaler.step(engine.optimizer)
+        self._scaler.update()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+
+    def _set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
+        factor = self.lr_schedule(self.global_step, self.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def to_device(
+    batchdata: dict[str, Any], device: torch.device, *, non_blocking: bool = False
+) -> dict[str, Any]:
+    """Return the batch with its tensors on ``device``, plain tensors instead of MetaTensors."""
+    return {
+        key: _plain(value).to(device, non_blocking=non_blocking)
+        if isinstance(value, torch.Tensor)
+        else value
+        for key, value in batchdata.items()
+    }
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def annotated_classes(batch: dict[str, Any], num_classes: int) -> torch.Tensor:
+    """Return which classes each case annotates, ``(B, 1 + K)``; all where the batch is silent.
+
+    Args:
+        batch: A batch with ``image`` ``(B, ...)`` and optionally ``annotated``, as the datalist
+            gives it.
+        num_classes: ``1 + K``.
+    """
+    image = batch[CommonKeys.IMAGE]
+    if "annotated" not in batch:
+        return torch.ones(len(image), num_classes, dtype=torch.bool, device=image.device)
+    known = torch.as_tensor(batch["annotated"], dtype=torch.bool, device=image.device)
+    if known.shape != (len(image), num_classes):
+        raise ValueError(
+            f"annotated has shape {tuple(known.shape)}, expected {(len(image), num_classes)}: "
+            "one flag for the background and each organ of every case"
+        )
+    return known

@@ -1,0 +1,225 @@
+"""Factories of the pipelines that the bundles share; each returns one `Compose`.
+
+`volume_preprocessing` is the deterministic part for training, validation and inference alike,
+`volume_training` adds cropping and augmentation, `volume_postprocessing` brings a prediction back
+to the grid of its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    CastToTyped,
+    Compose,
+    EnsureTyped,
+    FgBgToIndicesd,
+    Invertd,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
+    RandAdjustContrastd,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandGaussianNoised,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    SaveImaged,
+    ScaleIntensityRanged,
+    SpatialPadd,
+    Transform,
+)
+from monai.utils.enums import CommonKeys
+
+from medseg_kit.transforms.spacing import Spacingd
+
+AXIS_NAMES = (("L", "R"), ("P", "A"), ("I", "S"))
+
+
+class VolumePreprocessing(Compose):
+    """The deterministic steps from a file to the network's input; remembers its parameters.
+
+    Read, channel first, orientation, spacing, intensity. Fast inference recognises this class and
+    does the same work with less memory traffic.
+
+    Args:
+        keys: ``("image",)`` for inference, ``("image", "label")`` for training and validation.
+        spacing: Voxel size of the network's grid in mm; the file's own if None.
+        orientation: Axis codes of the network's grid; the file's own if None.
+        window: Intensities mapped to 0 and 1 and clipped (CT: Hounsfield units); if None the
+            image is standardised to mean 0 and SD 1 over its non-zero voxels.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] = (CommonKeys.IMAGE,),
+        *,
+        spacing: Sequence[float] | None = None,
+        orientation: str | None = "RAS",
+        window: Sequence[float] | None = None,
+    ) -> None:
+        self.keys = tuple(keys)
+        self.spacing = None if spacing is None else tuple(float(size) for size in spacing)
+        self.orientation = orientation
+        self.window = None if window is None else (float(window[0]), float(window[1]))
+        super().__init__(self._steps())
+
+    def _steps(self) -> list[Transform]:
+        keys = self.keys
+        steps: list[Transform] = [
+            LoadImaged(keys=keys, ensure_channel_first=True, image_only=True)
+        ]
+        if self.orientation is not None:
+            steps.append(Orientationd(keys=keys, axcodes=self.orientation, labels=AXIS_NAMES))
+        if self.spacing is not None:
+            modes = ["nearest" if key == CommonKeys.LABEL else "bilinear" for key in keys]
+            steps.append(Spacingd(keys=keys, pixdim=self.spacing, mode=modes))
+        if self.window is None:
+            steps.append(NormalizeIntensityd(keys=CommonKeys.IMAGE, nonzero=True))
+        else:
+            low, high = self.window
+            steps.append(
+                ScaleIntensityRanged(
+                    keys=CommonKeys.IMAGE, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True
+                )
+            )
+        return [*steps, EnsureTyped(keys=CommonKeys.IMAGE, dtype=torch.float32)]
+
+
+def volume_preprocessing(
+    keys: Sequence[str] = (CommonKeys.IMAGE,),
+    *,
+    spacing: Sequence[float] | None = None,
+    orientation: str | None = "RAS",
+    window: Sequence[float] | None = None,
+) -> VolumePreprocessing:
+    """Return the deterministic pipeline; see `VolumePreprocessing` for the arguments."""
+    return VolumePreprocessing(keys, spacing=spacing, orientation=orientation, window=window)
+
+
+def volume_training(
+    preprocessing: VolumePreprocessing,
+    *,
+    roi_size: Sequence[int],
+    num_samples: int = 1,
+    foreground_share: float = 0.5,
+    rotation_deg: float = 0.0,
+    scaling: float = 0.0,
+    intensity: float = 0.0,
+) -> Compose:
+    """Return preprocessing, crops of ``roi_size`` and augmentation for ``image`` and ``label``.
+
+    There is no mirroring: it would exchange left and right organs.
+
+    Args:
+        preprocessing: The deterministic part with keys ``image`` and ``label``; cached by MONAI's
+            `CacheDataset` up to the first random step.
+        roi_size: Size of a crop in voxels; smaller volumes are padded.
+        num_samples: Crops a case and epoch; the transform returns a list of so many items.
+        foreground_share: Share of the crops centred on a labelled voxel, in ``[0, 1]``.
+        rotation_deg: Largest rotation about each axis in degrees.
+        scaling: Largest relative change of size.
+        intensity: Largest relative change of intensity and contrast; noise has a tenth of it as SD.
+    """
+    keys = [CommonKeys.IMAGE, CommonKeys.LABEL]
+    steps: list[Transform] = [
+        *preprocessing.transforms,
+        CastToTyped(keys=CommonKeys.LABEL, dtype=torch.uint8),
+        SpatialPadd(keys=keys, spatial_size=roi_size),
+        FgBgToIndicesd(keys=CommonKeys.LABEL),
+        RandCropByPosNegLabeld(
+            keys=keys,
+            label_key=CommonKeys.LABEL,
+            spatial_size=roi_size,
+            pos=foreground_share,
+            neg=1 - foreground_share,
+            num_samples=num_samples,
+            fg_indices_key=f"{CommonKeys.LABEL}_fg_indices",
+            bg_indices_key=f"{CommonKeys.LABEL}_bg_indices",
+            allow_smaller=False,
+        ),
+    ]
+    if rotation_deg or scaling:
+        angle = float(np.deg2rad(rotation_deg))
+        steps.append(
+            RandAffined(
+                keys=keys,
+                prob=0.7,
+                rotate_range=[angle] * 3,
+                scale_range=[scaling] * 3,
+                mode=["bilinear", "nearest"],
+                padding_mode="border",
+            )
+        )
+    if intensity:
+        steps += _intensity_augmentation(intensity)
+    return Compose(steps)
+
+
+def _intensity_augmentation(amount: float) -> list[Transform]:
+    image = CommonKeys.IMAGE
+    return [
+        RandScaleIntensityd(keys=image, factors=amount, prob=0.5),
+        RandShiftIntensityd(keys=image, offsets=amount / 2, prob=0.5),
+        RandAdjustContrastd(
+            keys=image, prob=0.3, gamma=(1 - amount, 1 + amount), retain_stats=True
+        ),
+        RandGaussianNoised(keys=image, prob=0.3, std=amount / 10),
+    ]
+
+
+def volume_postprocessing(
+    preprocessing: Compose, *, output_dir: str | None = None, output_postfix: str = ""
+) -> Compose:
+    """Return softmax, inversion to the file's grid, argmax to one channel, uint8 and saving.
+
+    Args:
+        preprocessing: The transform that made the network's input; it is inverted.
+        output_dir: Where label maps are written as ``<case>/<case>.nii.gz``; not written if None.
+        output_postfix: Appended to the file's name.
+    """
+    pred = CommonKeys.PRED
+    steps: list[Transform] = [
+        Activationsd(keys=pred, softmax=True),
+        Invertd(
+            keys=pred,
+            transform=preprocessing,
+            orig_keys=CommonKeys.IMAGE,
+            nearest_interp=False,
+            to_tensor=True,
+        ),
+        AsDiscreted(keys=pred, argmax=True),
+        CastToTyped(keys=pred, dtype=torch.uint8),
+    ]
+    if output_dir is not None:
+        steps.append(
+            SaveImaged(
+                keys=pred,
+                output_dir=output_dir,
+                output_postfix=output_postfix,
+                output_dtype=np.uint8,
+                resample=False,
+            )
+        )
+    return Compose(steps)
+
+
+def validation_postprocessing(num_classes: int) -> Compose:
+    """Return argmax and one-hot of ``pred`` and one-hot of ``label`` for Dice on the network's grid.
+
+    Args:
+        num_classes: ``1 + K``.
+    """
+    return Compose(
+        [
+            AsDiscreted(
+                keys=(CommonKeys.PRED, CommonKeys.LABEL),
+                argmax=(True, False),
+                to_onehot=num_classes,
+            )
+        ]
+    )
