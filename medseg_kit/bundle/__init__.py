@@ -1,1 +1,1 @@
-"""Finding, composing and verifying MONAI bundles."""
+"""Bundles: where they live, how they are composed strictly, how they are checked offline."""

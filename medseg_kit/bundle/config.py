@@ -1,0 +1,244 @@
+"""Strict composing of configurations: an override of an unknown id is an error, not a new key.
+
+MONAI accepts unknown ids silently, on its command line too. A bundle closes that gap with two
+lines; MONAI's ``$import a.b`` does not bind ``a``, so both name the function as a ``_target_`` and
+need no import::
+
+    bundle_root: {_target_: medseg_kit.bundle.paths.find_bundle_root, name: hippocampus_mr_segviz}
+    initialize:
+      - {_target_: medseg_kit.bundle.config.check_overrides}      # first item
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, run_workflow
+from monai.bundle.config_item import ComponentLocator
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
+
+from medseg_kit.bundle.paths import resolve_bundle, split_file_list
+from medseg_kit.typing import PathLike, UserError
+
+_RUN_OPTIONS = frozenset(
+    name
+    for function in (run, run_workflow, create_workflow, ConfigWorkflow.__init__)
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+)
+
+
+def load_config(
+    bundle: PathLike,
+    files: Sequence[str] = ("inference.yaml",),
+    *,
+    overrides: Mapping[str, Any] | None = None,
+) -> ConfigParser:
+    """Return a bundle's merged configuration with metadata, ``bundle_root`` and overrides set.
+
+    Args:
+        bundle: Name or path of the bundle.
+        files: Configuration files, merged left to right; relative names lie in the bundle's
+            ``configs`` folder.
+        overrides: Values by id (``train#trainer#max_epochs`` or ``train::trainer::max_epochs``).
+
+    Raises:
+        UserError: If the bundle or a file does not exist, a file cannot be read, or an override
+            names an id that neither exists nor is an argument of the component it belongs to.
+    """
+    root = resolve_bundle(bundle)
+    configs = root / "configs"
+    paths = [configs / name for name in files]
+    for path in paths:
+        if not path.is_file():
+            present = ", ".join(sorted(item.name for item in configs.glob("*.yaml"))) or "none"
+            raise UserError(f"{path} does not exist; configurations of {root.name}: {present}")
+    config = _merge(paths, metadata=[configs / "metadata.json"])
+    values = {"bundle_root": str(root), **(overrides or {})}
+    unknown = unknown_ids(config, values)
+    if unknown:
+        raise UserError(_explain(unknown, f"{root.name} ({', '.join(files)})"))
+    parser = ConfigParser(config)
+    parser.update({_normalise(key): value for key, value in values.items()})
+    return parser
+
+
+def check_overrides(argv: Sequence[str] | None = None) -> None:
+    """Stop ``python -m monai.bundle run`` when an override names an id that does not exist.
+
+    The first item of a bundle's ``initialize`` list; in any other process it does nothing. Reads
+    ``--config_file``, ``--args_file``, ``--meta_file`` and ``--tracking`` as MONAI does, accepts
+    ``--a::b 1``, ``--a#b 1`` and ``--a#b=1``.
+
+    Args:
+        argv: Command line to check instead of the process's own; the program name comes first.
+
+    Raises:
+        SystemExit: With one line that names every unknown id and the closest existing one. It is
+            no exception that MONAI would wrap, so the line is what the user sees.
+    """
+    arguments = list(sys.argv if argv is None else argv)
+    if not _is_monai_run(arguments):
+        return
+    options = command_line_options(arguments[2:])
+    if isinstance(options.get("args_file"), str):
+        options = {**ConfigParser.load_config_file(options["args_file"]), **options}
+    files = _files(options.get("config_file"))
+    if not files:
+        return  # MONAI itself complains
+    metadata = _files(options.get("meta_file")) or [files[0].parent / "metadata.json"]
+    config = _merge(files, metadata=[path for path in metadata if path.is_file()])
+    allowed = _RUN_OPTIONS | _tracking_ids(options.get("tracking"))
+    overrides = {key: value for key, value in options.items() if key not in allowed}
+    unknown = unknown_ids(config, overrides)
+    if unknown:
+        raise SystemExit(f"error: {_explain(unknown, ', '.join(path.name for path in files))}")
+
+
+def command_line_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return options and their text as python-fire reads them, the parser of MONAI's commands.
+
+    Args:
+        arguments: What follows the verb ``run``.
+
+    Returns:
+        The last value of each option without its hyphens; ``True`` for an option without a value.
+    """
+    options: dict[str, Any] = {}
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            break  # what follows are flags of fire itself
+        if not _is_flag(argument):
+            continue
+        name, equals, value = argument.lstrip("-").partition("=")
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        text = value if equals else following
+        options[name.replace("-", "_")] = True if not equals and _is_flag(following) else text
+    return options
+
+
+def unknown_ids(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the override ids that a configuration lacks, each with the closest existing id.
+
+    An id is known when it exists, or when it names an argument of the ``_target_`` that its parent
+    holds.
+
+    Args:
+        config: Merged configuration, metadata under ``_meta_``.
+        overrides: Values by id; only the ids are looked at.
+    """
+    parser = ConfigParser({**config})
+    wrong = [key for key in overrides if not _is_known(parser, _normalise(key))]
+    if not wrong:
+        return {}
+    existing = [identifier for identifier in iterate_ids(config) if identifier]
+    return {key: _closest(_normalise(key), existing) for key in wrong}
+
+
+def iterate_ids(content: Any, prefix: str = "") -> Iterator[str]:
+    """Yield every id of a configuration in MONAI's ``a::b`` form, list positions included."""
+    yield prefix
+    items: Any = ()
+    if isinstance(content, Mapping):
+        items = content.items()
+    elif isinstance(content, list):
+        items = enumerate(content)
+    for key, value in items:
+        yield from iterate_ids(value, f"{prefix}{ID_SEP_KEY}{key}" if prefix else str(key))
+
+
+def component_parameters(component: Any) -> frozenset[str]:
+    """Return the argument names of a component's ``_target_``; empty when it has none."""
+    target = component.get("_target_") if isinstance(component, Mapping) else None
+    if not isinstance(target, str) or target.startswith(("$", "@", "%")):
+        return frozenset()
+    if "." not in target:
+        modules = ComponentLocator().get_component_module_name(target)
+        module = modules[0] if isinstance(modules, list) else modules
+        target = f"{module}.{target}" if module else target
+    found: Any = locate(target)
+    if not callable(found):
+        return frozenset()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(found).parameters.values()
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
+def _merge(files: Sequence[Path], *, metadata: Sequence[Path]) -> dict[str, Any]:
+    """Return the files' merged content with the metadata under ``_meta_``."""
+    parser = ConfigParser()
+    try:
+        parser.read_config([str(path) for path in files])
+        if metadata:
+            parser.read_meta([str(path) for path in metadata])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:  # yaml's and json's errors are ValueErrors here
+        raise UserError(
+            f"cannot compose {', '.join(str(path) for path in files)}: {error}"
+        ) from error
+    content: dict[str, Any] = parser.get()
+    return content
+
+
+def _is_known(parser: ConfigParser, identifier: str) -> bool:
+    if identifier in parser:
+        return True
+    parent, _, leaf = identifier.rpartition(ID_SEP_KEY)
+    return bool(parent) and leaf in component_parameters(parser.get(parent))
+
+
+def _closest(identifier: str, existing: Sequence[str]) -> str | None:
+    """Return the nearest existing id: among siblings, then anywhere, then by its last part."""
+    parent, _, leaf = identifier.rpartition(ID_SEP_KEY)
+    siblings = [name for name in existing if name.rpartition(ID_SEP_KEY)[0] == parent]
+    for candidates in (siblings, existing):
+        match = get_close_matches(identifier, candidates, n=1, cutoff=0.75)
+        if match:
+            return match[0]
+    leaves = {name.rpartition(ID_SEP_KEY)[2]: name for name in reversed(existing)}
+    match = get_close_matches(leaf, leaves, n=1)
+    return leaves[match[0]] if match else None
+
+
+def _explain(unknown: Mapping[str, str | None], where: str) -> str:
+    parts = [
+        f"'{key}'" + (f" (did you mean '{close}'?)" if close else "")
+        for key, close in unknown.items()
+    ]
+    return f"unknown override {', '.join(parts)}: no such id in {where}"
+
+
+def _normalise(identifier: str) -> str:
+    return identifier.removeprefix("+").replace("#", ID_SEP_KEY)
+
+
+def _is_flag(argument: str) -> bool:
+    return argument.startswith("--") or (argument[:1] == "-" and argument[1:2].isalpha())
+
+
+def _is_monai_run(arguments: Sequence[str]) -> bool:
+    program = Path(arguments[0]).parts[-3:] if arguments else ()
+    is_bundle_program = program == ("monai", "bundle", "__main__.py")
+    return is_bundle_program and arguments[1:2] in (["run"], ["run_workflow"])
+
+
+def _files(value: Any) -> list[Path]:
+    if isinstance(value, str):
+        return [Path(name) for name in split_file_list(value)]
+    return [Path(name) for name in value] if isinstance(value, list) else []
+
+
+def _tracking_ids(value: Any) -> frozenset[str]:
+    """Return the ids that experiment tracking adds to the configuration."""
+    known: dict[str, Any] = DEFAULT_EXP_MGMT_SETTINGS
+    settings = known.get(value) if isinstance(value, str) else None
+    return frozenset(settings["configs"]) if settings else frozenset()

@@ -1,0 +1,110 @@
+"""Strict composing, in process and through MONAI's own command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medseg_kit.bundle.config import check_overrides, command_line_options, load_config
+from medseg_kit.typing import UserError
+
+PROGRAM = str(Path("site") / "monai" / "bundle" / "__main__.py")
+
+
+def _argv(bundle: Path, *options: str) -> list[str]:
+    return [PROGRAM, "run", "--config_file", str(bundle / "configs" / "train.yaml"), *options]
+
+
+def test_load_config__sets_root_and_overrides(toy_bundle):
+    parser = load_config(
+        toy_bundle, ["train.yaml"], overrides={"train#trainer#max_epochs": 7, "learning_rate": 0.5}
+    )
+    assert parser["train"]["trainer"]["max_epochs"] == 7
+    assert parser.get_parsed_content("bundle_root") == str(toy_bundle)
+    assert parser["_meta_"]["version"] == "0.1.0"
+
+
+def test_load_config__misspelt_override_names_the_closest_id(toy_bundle):
+    with pytest.raises(UserError, match="'learning_rat'.*did you mean 'learning_rate'"):
+        load_config(toy_bundle, ["train.yaml"], overrides={"learning_rat": 1})
+
+
+def test_load_config__missing_file_lists_the_existing_ones(toy_bundle):
+    with pytest.raises(UserError, match=r"trian\.yaml does not exist; .*train\.yaml"):
+        load_config(toy_bundle, ["trian.yaml"])
+
+
+def test_load_config__broken_yaml_names_the_file(toy_bundle):
+    (toy_bundle / "configs" / "train.yaml").write_text("a: [1, 2")
+    with pytest.raises(UserError, match=r"train\.yaml"):
+        load_config(toy_bundle, ["train.yaml"])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--learning_rate", "3"],
+        ["--learning-rate=3"],
+        ["--train::trainer::max_epochs", "3"],
+        ["--train#trainer#max_epochs=3"],
+        ["--train#handlers#0#interval", "3"],
+        ["--network_def#kernel_size", "3"],  # an argument of the component that the file leaves out
+        ["--_meta_#version", "2"],
+        ["--bundle_root", "/data/x=y"],
+        ["--run_id", "evaluating"],
+        ["--tracking", "mlflow", "--experiment_name", "first"],
+        ["--learning_rate", "-3"],
+    ],
+)
+def test_check_overrides__accepts_existing_ids(toy_bundle, option):
+    check_overrides(_argv(toy_bundle, *option))
+
+
+@pytest.mark.parametrize(
+    ("option", "close"),
+    [
+        (["--learning_rte", "3"], "learning_rate"),
+        (["--lerning_rate=a=b"], "learning_rate"),
+        (["--train#trainer#max_epoch", "3"], "train::trainer::max_epochs"),
+        (["--train::trianer::max_epochs=3"], "train::trainer::max_epochs"),
+        (["--max_epochs", "3"], "train::trainer::max_epochs"),
+        (["--network_def#kernel", "3"], "network_def"),
+        (["--train#handlers#1#interval", "3"], "train::handlers::0::interval"),
+    ],
+)
+def test_check_overrides__names_the_closest_id(toy_bundle, option, close):
+    with pytest.raises(SystemExit, match=f"error: unknown override .*did you mean '{close}"):
+        check_overrides(_argv(toy_bundle, *option))
+
+
+def test_check_overrides__reads_args_file(toy_bundle, tmp_path):
+    arguments = tmp_path / "args.yaml"
+    config = toy_bundle / "configs" / "train.yaml"
+    arguments.write_text(f"config_file: {config}\nlearning_rte: 1\n")
+    with pytest.raises(SystemExit, match="learning_rte"):
+        check_overrides([PROGRAM, "run", "--args_file", str(arguments)])
+
+
+def test_check_overrides__ignores_other_processes(toy_bundle):
+    check_overrides(["pytest", *_argv(toy_bundle, "--nonsense", "1")[1:]])
+
+
+def test_command_line_options__reads_like_fire():
+    words = ["training", "--a::b", "-1.5", "--flag", "--c#d=x=y", "--", "--verbose"]
+    assert command_line_options(words) == {"a::b": "-1.5", "flag": True, "c#d": "x=y"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("option", "code"), [("--learning_rate", 0), ("--learning_rte", 1)])
+def test_monai_run__from_a_foreign_directory(toy_bundle, tmp_path, option, code):
+    command = [sys.executable, "-m", "monai.bundle", *_argv(toy_bundle, option, "0.25")[1:]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "did you mean 'learning_rate'" in done.stderr.splitlines()[-1]
+        assert "ran" not in done.stdout
+    else:
+        assert f"ran 0.25 2 {toy_bundle}" in done.stdout
