@@ -1,0 +1,146 @@
+"""Readers of raw public layouts: each lists the labelled cases of a folder without opening images.
+
+A new layout is one function ``(root) -> list[RawCase]`` and its line in `READERS`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg_kit.typing import UserError
+
+NIFTI_SUFFIX = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """One image and its label in the raw layout.
+
+    Attributes:
+        subject: Patient, unique within the data set.
+        image: Image file; may be missing, which the checks report.
+        label: Label file; may be missing, which the checks report.
+        frame: Name of the time frame for a subject with several images, else None.
+    """
+
+    subject: str
+    image: Path
+    label: Path
+    frame: str | None = None
+
+    @property
+    def case_id(self) -> str:
+        """File stem in the prepared folder."""
+        return f"{self.subject}_{self.frame}" if self.frame else self.subject
+
+
+def find_root(source: Path, folders: Sequence[str]) -> Path:
+    """Find the data set's own folder at or below the folder that the user named.
+
+    Args:
+        source: Folder given by the user.
+        folders: Names that the data set's folder usually has, most specific first.
+
+    Returns:
+        The first ``source/<name>`` that exists, else `source`.
+
+    Raises:
+        UserError: When `source` is no folder.
+    """
+    if not source.is_dir():
+        raise UserError(f"source folder {source} does not exist")
+    return next((source / name for name in folders if (source / name).is_dir()), source)
+
+
+def read_cases(root: Path, layout: str) -> list[RawCase]:
+    """List the labelled cases of a raw data set, sorted by subject.
+
+    Args:
+        root: Folder of the raw data set.
+        layout: Name of the layout, a key of `READERS`.
+
+    Returns:
+        The cases.
+
+    Raises:
+        UserError: When the layout is unknown or the folder does not look like it.
+    """
+    if layout not in READERS:
+        raise UserError(f"layout {layout!r} is unknown; known are {', '.join(READERS)}")
+    cases = sorted(READERS[layout](root), key=lambda case: case.case_id)
+    if not cases:
+        raise UserError(f"{root} holds no cases in the {layout!r} layout ({LAYOUT_HELP[layout]})")
+    return cases
+
+
+def read_msd(root: Path) -> list[RawCase]:
+    """Medical Segmentation Decathlon: ``dataset.json`` if there is one, else the two folders."""
+    listing = root / "dataset.json"
+    if not listing.is_file():
+        return _pair_folders(root / "imagesTr", root / "labelsTr")
+    try:
+        pairs = json.loads(listing.read_text(encoding="utf-8"))["training"]
+        return [
+            RawCase(_stem(root / pair["image"]), root / pair["image"], root / pair["label"])
+            for pair in pairs
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{listing} has no valid list training: [{{image, label}}] ({error!r});"
+            " repair or remove it (the folders imagesTr and labelsTr are enough)"
+        ) from error
+
+
+def read_btcv(root: Path) -> list[RawCase]:
+    """BTCV: ``img/img0001.nii.gz`` with ``label/label0001.nii.gz``; the subject is ``0001``."""
+    return _pair_folders(root / "img", root / "label", image_prefix="img", label_prefix="label")
+
+
+def read_kits(root: Path) -> list[RawCase]:
+    """KiTS: ``case_00000/imaging.nii.gz`` with ``segmentation.nii.gz``; cases without are unlabelled."""
+    return [
+        RawCase(label.parent.name, label.parent / f"imaging{NIFTI_SUFFIX}", label)
+        for label in root.glob(f"case_*/segmentation{NIFTI_SUFFIX}")
+    ]
+
+
+READERS: Mapping[str, Callable[[Path], list[RawCase]]] = {
+    "msd": read_msd,
+    "btcv": read_btcv,
+    "kits": read_kits,
+}
+LAYOUT_HELP: Mapping[str, str] = {
+    "msd": "imagesTr/NAME.nii.gz with labelsTr/NAME.nii.gz",
+    "btcv": "img/img0001.nii.gz with label/label0001.nii.gz",
+    "kits": "case_00000/imaging.nii.gz with case_00000/segmentation.nii.gz",
+}
+
+
+def _pair_folders(
+    images: Path, labels: Path, *, image_prefix: str = "", label_prefix: str = ""
+) -> list[RawCase]:
+    """Pair the files of two folders by name; a file without its partner becomes a case as well."""
+    subjects = _subjects(images, image_prefix) | _subjects(labels, label_prefix)
+    return [
+        RawCase(
+            subject,
+            images / f"{image_prefix}{subject}{NIFTI_SUFFIX}",
+            labels / f"{label_prefix}{subject}{NIFTI_SUFFIX}",
+        )
+        for subject in subjects
+    ]
+
+
+def _subjects(folder: Path, prefix: str) -> set[str]:
+    # MSD archives hold "._NAME" resource forks of the machine that packed them.
+    files = (path for path in folder.glob(f"*{NIFTI_SUFFIX}") if not path.name.startswith("."))
+    pattern = re.compile(re.escape(prefix) + r"(.+)")
+    return {match[1] for path in files if (match := pattern.fullmatch(_stem(path)))}
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(NIFTI_SUFFIX)
