@@ -70,9 +70,7 @@ class VolumePreprocessing(Compose):
 
     def _steps(self) -> list[Transform]:
         keys = self.keys
-        steps: list[Transform] = [
-            LoadImaged(keys=keys, ensure_channel_first=True, image_only=True)
-        ]
+        steps: list[Transform] = [LoadImaged(keys=keys, ensure_channel_first=True, image_only=True)]
         if self.orientation is not None:
             steps.append(Orientationd(keys=keys, axcodes=self.orientation, labels=AXIS_NAMES))
         if self.spacing is not None:
@@ -172,44 +170,61 @@ def _intensity_augmentation(amount: float) -> list[Transform]:
     ]
 
 
-def volume_postprocessing(
-    preprocessing: Compose, *, output_dir: str | None = None, output_postfix: str = ""
-) -> Compose:
-    """Return softmax, inversion to the file's grid, argmax to one channel, uint8 and saving.
+class VolumePostprocessing(Compose):
+    """Softmax, inversion to the file's grid, argmax to one channel, uint8; the way back to the file.
+
+    Fast inference recognises this class and computes the same label map without resampling every
+    class to the file's grid.
 
     Args:
         preprocessing: The transform that made the network's input; it is inverted.
         output_dir: Where label maps are written as ``<case>/<case>.nii.gz``; not written if None.
         output_postfix: Appended to the file's name.
     """
-    pred = CommonKeys.PRED
-    steps: list[Transform] = [
-        Activationsd(keys=pred, softmax=True),
-        Invertd(
-            keys=pred,
-            transform=preprocessing,
-            orig_keys=CommonKeys.IMAGE,
-            nearest_interp=False,
-            to_tensor=True,
-        ),
-        AsDiscreted(keys=pred, argmax=True),
-        CastToTyped(keys=pred, dtype=torch.uint8),
-    ]
-    if output_dir is not None:
-        steps.append(
-            SaveImaged(
+
+    def __init__(
+        self,
+        preprocessing: Compose,
+        *,
+        output_dir: str | None = None,
+        output_postfix: str = "",
+    ) -> None:
+        self.preprocessing = preprocessing
+        pred = CommonKeys.PRED
+        steps: list[Transform] = [
+            Activationsd(keys=pred, softmax=True),
+            Invertd(
                 keys=pred,
-                output_dir=output_dir,
-                output_postfix=output_postfix,
-                output_dtype=np.uint8,
-                resample=False,
+                transform=preprocessing,
+                orig_keys=CommonKeys.IMAGE,
+                nearest_interp=False,
+                to_tensor=True,
+            ),
+            AsDiscreted(keys=pred, argmax=True),
+            CastToTyped(keys=pred, dtype=torch.uint8),
+        ]
+        if output_dir is not None:
+            steps.append(
+                SaveImaged(
+                    keys=pred,
+                    output_dir=output_dir,
+                    output_postfix=output_postfix,
+                    output_dtype=np.uint8,
+                    resample=False,
+                )
             )
-        )
-    return Compose(steps)
+        super().__init__(steps)
+
+
+def volume_postprocessing(
+    preprocessing: Compose, *, output_dir: str | None = None, output_postfix: str = ""
+) -> VolumePostprocessing:
+    """Return the way back to the file's grid; see `VolumePostprocessing` for the arguments."""
+    return VolumePostprocessing(preprocessing, output_dir=output_dir, output_postfix=output_postfix)
 
 
 def validation_postprocessing(num_classes: int) -> Compose:
-    """Return argmax and one-hot of ``pred`` and one-hot of ``label`` for Dice on the network's grid.
+    """Return argmax and one-hot of ``pred``, one-hot of ``label``: for Dice on the network's grid.
 
     Args:
         num_classes: ``1 + K``.
