@@ -19,6 +19,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, run_workflow
 from monai.bundle.config_item import ComponentLocator
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
@@ -137,7 +138,7 @@ def unknown_ids(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict
     wrong = [key for key in overrides if not _is_known(parser, _normalise(key))]
     if not wrong:
         return {}
-    existing = [identifier for identifier in iterate_ids(config) if identifier]
+    existing = [name for name in iterate_ids(config) if name and not name.startswith("_meta_")]
     return {key: _closest(_normalise(key), existing) for key in wrong}
 
 
@@ -177,14 +178,9 @@ def _merge(files: Sequence[Path], *, metadata: Sequence[Path]) -> dict[str, Any]
         parser.read_config([str(path) for path in files])
         if metadata:
             parser.read_meta([str(path) for path in metadata])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-    ) as error:  # yaml's and json's errors are ValueErrors here
-        raise UserError(
-            f"cannot compose {', '.join(str(path) for path in files)}: {error}"
-        ) from error
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        names = ", ".join(str(path) for path in files)
+        raise UserError(f"cannot compose {names}: {error}") from error
     content: dict[str, Any] = parser.get()
     return content
 

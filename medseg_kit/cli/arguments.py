@@ -38,9 +38,12 @@ def call(function: Callable[..., Any], arguments: Sequence[str]) -> Any:
         UsageError: For an unknown, doubled, missing or unreadable argument, before anything runs.
     """
     import fire
-    from fire.decorators import SetParseFns
+    from fire.decorators import SetParseFn, SetParseFns
 
     tokens = normalise(function, arguments)
+    kinds = [item.kind for item in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        SetParseFn(str)(function)  # without it fire guesses the type of each further word
     SetParseFns(**value_parsers(function))(function)
     return fire.Fire(function, command=tokens, serialize=lambda _result: None)
 

@@ -28,7 +28,7 @@ def test_load_config__sets_root_and_overrides(toy_bundle):
 
 
 def test_load_config__misspelt_override_names_the_closest_id(toy_bundle):
-    with pytest.raises(UserError, match="'learning_rat'.*did you mean 'learning_rate'"):
+    with pytest.raises(UserError, match=r"'learning_rat'.*did you mean 'learning_rate'"):
         load_config(toy_bundle, ["train.yaml"], overrides={"learning_rat": 1})
 
 
