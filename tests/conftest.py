@@ -1,9 +1,10 @@
-"""Shared fixtures: one torch thread, the real data's folder, tiny bundles."""
+"""Shared fixtures and the order of the run: quick tests first, skipped ones named at the end."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,27 @@ import torch
 import yaml
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run unit tests before slow ones, and those before whole bundles and federations."""
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("integration") is not None,
+            item.get_closest_marker("slow") is not None,
+        )
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count and name what was skipped, so that a green run cannot hide it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    terminalreporter.section(f"{len(skipped)} skipped")
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        terminalreporter.line(f"{report.nodeid}: {str(reason).removeprefix('Skipped: ')}")
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +51,14 @@ def medseg_data() -> Path:
     if not path.is_dir():
         pytest.fail(f"MEDSEG_DATA={folder} is not a folder")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _single_process_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep a test from seeing bundles or ranks that the caller's shell names."""
+    for name in ("MEDSEG_BUNDLES", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    yield
 
 
 @pytest.fixture
