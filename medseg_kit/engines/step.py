@@ -126,7 +126,7 @@ class TrainStep(ABC):
 
     def _optimise(self, engine: SupervisedTrainer, loss: torch.Tensor, losses: Losses) -> None:
         if not bool(torch.isfinite(loss)):
-            parts = {name: float(value) for name, value in losses.items()}
+            parts = {name: float(value.detach()) for name, value in losses.items()}
             raise FloatingPointError(f"the loss of step {self.global_step} is not finite: {parts}")
         self._scaler.scale(loss).backward()
         if self.clip_norm is not None:
@@ -169,7 +169,10 @@ def annotated_classes(batch: dict[str, Any], num_classes: int) -> torch.Tensor:
     image = batch[CommonKeys.IMAGE]
     if "annotated" not in batch:
         return torch.ones(len(image), num_classes, dtype=torch.bool, device=image.device)
-    known = torch.as_tensor(batch["annotated"], dtype=torch.bool, device=image.device)
+    known = batch["annotated"]
+    if not isinstance(known, torch.Tensor):
+        known = torch.stack(list(known), dim=1)  # collated from lists: one (B,) a class
+    known = known.to(image.device, torch.bool)
     if known.shape != (len(image), num_classes):
         raise ValueError(
             f"annotated has shape {tuple(known.shape)}, expected {(len(image), num_classes)}: "

@@ -32,6 +32,8 @@ class TaskNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise chunk ``k`` with the layer of task ``k``; shape ``(K * B, C, ...)`` kept."""
+        if len(self.norms) == 1:
+            return self.norms[next(iter(self.norms))](x)
         chunks = x.chunk(len(self.norms))
         return torch.cat(
             [norm(chunk) for norm, chunk in zip(self.norms.values(), chunks)]

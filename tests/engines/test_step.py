@@ -1,0 +1,134 @@
+"""The base training step: what it owns, and that no NaN reaches a weight."""
+
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import list_data_collate
+from monai.engines import SupervisedTrainer
+
+from medseg_kit.engines.handlers import EpochSeed, Resume, epoch_seed
+from medseg_kit.engines.schedules import linear
+from medseg_kit.engines.step import TrainStep, annotated_classes
+
+
+class Regression(TrainStep):
+    """Mean squared error of a linear network."""
+
+    def losses(self, engine: Any, batch: dict[str, Any]) -> Any:
+        pred = engine.network(batch["image"])
+        return pred, {"error": (pred - batch["label"]).square().mean()}
+
+
+def batches(count: int, value: float = 1.0) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(count, 4, 3, generator=generator)
+    return [{"image": x, "label": x.sum(1, keepdim=True) * value} for x in image]
+
+
+def make_trainer(step: TrainStep, data: list, epochs: int = 1, handlers: tuple = ()) -> Any:
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 1)
+    return SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=data,
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), lr=0.1),
+        loss_function=torch.nn.MSELoss(),
+        iteration_update=step,
+        train_handlers=list(handlers),
+        decollate=False,
+    )
+
+
+def test_step__learns_and_counts():
+    step = Regression(total_steps=60)
+    trainer = make_trainer(step, batches(20), epochs=3)
+    trainer.run()
+    assert step.global_step == 60
+    assert trainer.state.output["loss"].item() < 0.05
+
+
+def test_step__learning_rate_follows_the_planned_steps():
+    step = Regression(total_steps=10, lr_schedule=linear(1.0, 0.0))
+    trainer = make_trainer(step, batches(5))
+    trainer.run()  # half of the planned steps: the last one ran at step 4
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.6)
+
+
+def test_step__nan_stops_before_the_weights():
+    step = Regression(total_steps=10)
+    trainer = make_trainer(step, batches(1, value=float("nan")))
+    before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="error"):
+        trainer.run()
+    after = trainer.network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_step__terms_add_to_the_loss():
+    step = Regression(total_steps=1, terms=[lambda engine, batch: {"extra": torch.tensor(100.0)}])
+    trainer = make_trainer(step, batches(1))
+    trainer.run()
+    assert trainer.state.output["loss"].item() > 100
+    assert set(trainer.state.output["losses"]) == {"error", "extra"}
+
+
+def test_step__state_round_trip():
+    first, second = Regression(total_steps=5), Regression(total_steps=5)
+    make_trainer(first, batches(3)).run()
+    second.load_state_dict(first.state_dict())
+    assert second.global_step == 3
+
+
+@pytest.mark.parametrize("options", [{"amp": "int8"}, {"total_steps": 0}])
+def test_step__wrong_options(options):
+    with pytest.raises(ValueError, match=r"amp|total_steps"):
+        Regression(**{"total_steps": 1, **options})
+
+
+def test_annotated__defaults_to_all_and_checks_its_shape():
+    image = torch.zeros(2, 1, 4, 4)
+    assert annotated_classes({"image": image}, 3).all()
+    with pytest.raises(ValueError, match="annotated"):
+        annotated_classes({"image": image, "annotated": torch.ones(2, 2)}, 3)
+
+
+def test_annotated__as_collated_from_lists():
+    flags = list_data_collate([{"annotated": [True, True, False]}, {"annotated": [True, False, True]}])
+    batch = {"image": torch.zeros(2, 1, 4, 4), **flags}
+    assert annotated_classes(batch, 3).tolist() == [[True, True, False], [True, False, True]]
+
+
+def test_epoch_seed__same_numbers_whatever_ran_before():
+    drawn = []
+
+    def record(engine: Any) -> None:
+        drawn.append(torch.rand(1).item())
+
+    for noise in (0, 3):
+        trainer = make_trainer(Regression(total_steps=2), batches(1), epochs=2)
+        EpochSeed(7, "site-a").attach(trainer)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, record)
+        torch.rand(noise)
+        trainer.run()
+    assert drawn[:2] == drawn[2:]
+    assert epoch_seed(7, "site-a", 1) != epoch_seed(7, "site-b", 1)
+
+
+def test_resume__equals_the_uninterrupted_run(tmp_path):
+    def run(epochs: int, resume: bool) -> Any:
+        step = Regression(total_steps=40, lr_schedule=linear(1.0, 0.0))
+        trainer = make_trainer(step, batches(10), epochs=epochs)
+        objects = {"network": trainer.network, "optimizer": trainer.optimizer, "step": step}
+        Resume(tmp_path / "checkpoint.pt", objects, resume=resume).attach(trainer)
+        trainer.run()
+        return trainer.network.state_dict()
+
+    whole = run(4, resume=False)
+    run(2, resume=False)
+    continued = run(4, resume=True)
+    assert all(torch.equal(whole[key], continued[key]) for key in whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
