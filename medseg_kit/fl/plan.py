@@ -1,0 +1,160 @@
+"""The plan of a federation: what the server reads from its bundle before round 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from medseg_kit.bundle.config import load_config
+from medseg_kit.bundle.paths import resolve_bundle
+from medseg_kit.fl.handshake import config_files, describe_bundle
+from medseg_kit.fl.memory import CLIENT_STATES
+from medseg_kit.fl.privacy import DEFAULT_MIN_CASES
+from medseg_kit.fl.strategy import Strategy
+from medseg_kit.typing import PathLike, UserError
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
+    from medseg_kit.typing import StateDict
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user decides about a federation; the bundle decides the rest.
+
+    Args:
+        rounds: Number of rounds; the bundle's ``num_rounds`` if None.
+        method: Overlay ``configs/methods/<method>.yaml``, or None for the bundle's own method.
+        seed: Seed of everything random, from the initial weights on.
+        overrides: Values by id, the same for all sites.
+        quorum: Fewest sites that must answer in a round; more than half of them if None.
+        min_cases: Fewest validation cases of a site whose mean may leave it.
+        initial_weights: Weights to start from (matching keys and shapes), or None for random ones.
+    """
+
+    rounds: int | None = None
+    method: str | None = None
+    seed: int = 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    quorum: int | None = None
+    min_cases: int = DEFAULT_MIN_CASES
+    initial_weights: PathLike | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A federation as the server's bundle describes it; see `read_plan`."""
+
+    bundle: Path
+    options: Options
+    num_rounds: int
+    local_epochs: int
+    validate_every: int
+    client_state: str
+    description: Mapping[str, str]
+    strategy: Strategy
+    global_state: StateDict
+
+    def quorum(self, num_sites: int) -> int:
+        """Return the fewest sites that must answer."""
+        return num_sites // 2 + 1 if self.options.quorum is None else self.options.quorum
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be unchanged for a federation to be continued."""
+        return {
+            **{name: self.description[name] for name in ("bundle", "bundle_version", "config")},
+            "method": self.options.method,
+            "seed": self.options.seed,
+            "num_rounds": self.num_rounds,
+            "initial_weights": str(self.options.initial_weights or "random"),
+        }
+
+
+def read_plan(bundle: PathLike, options: Options) -> Plan:
+    """Read a federated bundle as the server does: no site's data, all heads, initial weights.
+
+    Args:
+        bundle: Path or name of the bundle.
+        options: The user's decisions.
+
+    Raises:
+        UserError: If the bundle or its federated configuration is missing or incomplete, or an
+            option does not fit.
+    """
+    root = resolve_bundle(bundle)
+    files = config_files(options.method)
+    if options.method and not (root / files[-1]).is_file():
+        known = sorted(path.stem for path in (root / "configs" / "methods").glob("*.yaml"))
+        raise UserError(
+            f"method '{options.method}' is unknown to {root.name}; "
+            f"it has {', '.join(known) or 'no overlays in configs/methods'}"
+        )
+    parser = load_config(
+        root, [name.removeprefix("configs/") for name in files], overrides=options.overrides
+    )
+    for identifier in ("num_rounds", "local_epochs", "strategy", "organs", "network_def"):
+        if identifier not in parser:
+            raise UserError(f"{root / files[1]} lacks the id '{identifier}'")
+    organs = list(parser.get_parsed_content("organs"))
+    if "heads" in parser:
+        parser["heads"] = organs  # the server has no data that would say which organs it labels
+    num_rounds = options.rounds or int(parser.get_parsed_content("num_rounds"))
+    client_state = str(parser.get("client_state", "keep"))
+    if num_rounds < 1 or client_state not in CLIENT_STATES:
+        raise UserError(
+            f"rounds must be at least 1 (is {num_rounds}), client_state one of "
+            f"{', '.join(CLIENT_STATES)} (is {client_state})"
+        )
+    strategy = parser.get_parsed_content("strategy")
+    if not isinstance(strategy, Strategy):
+        raise UserError(
+            f"strategy of {root.name} is a {type(strategy).__name__}; "
+            "name a class of medseg_kit.fl.strategies"
+        )
+    return Plan(
+        bundle=root,
+        options=options,
+        num_rounds=num_rounds,
+        local_epochs=int(parser.get_parsed_content("local_epochs")),
+        validate_every=int(parser.get_parsed_content("val_interval", default=1)),
+        client_state=client_state,
+        description=describe_bundle(root, files, overrides=options.overrides, organs=organs),
+        strategy=strategy,
+        global_state=_initial_state(parser, options),
+    )
+
+
+def _initial_state(parser: ConfigParser, options: Options) -> StateDict:
+    torch.manual_seed(options.seed)
+    network: torch.nn.Module = parser.get_parsed_content("network_def")
+    state: StateDict = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+    if options.initial_weights is None:
+        return state
+    path = Path(options.initial_weights)
+    if not path.is_file():
+        raise UserError(f"initial weights {path} do not exist")
+    given = torch.load(path, map_location="cpu", weights_only=True)
+    fitting = {
+        key: value.to(state[key].dtype)
+        for key, value in given.items()
+        if key in state and value.shape == state[key].shape
+    }
+    if not fitting:
+        raise UserError(f"initial weights {path} share no key with the network of the bundle")
+    return {**state, **fitting}
+
+
+def deployed_keys(plan: Plan) -> frozenset[str] | None:
+    """Return the keys of the network that inference deploys; None without an inference.yaml.
+
+    A method overlay deploys the network of its own training configuration.
+    """
+    if plan.options.method or not (plan.bundle / "configs" / "inference.yaml").is_file():
+        return None
+    network = load_config(plan.bundle, ["inference.yaml"]).get_parsed_content("network_def")
+    return frozenset(network.state_dict())
