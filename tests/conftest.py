@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,11 +53,10 @@ def medseg_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _single_process_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _single_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a test from seeing bundles or ranks that the caller's shell names."""
     for name in ("MEDSEG_BUNDLES", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    yield
 
 
 @pytest.fixture
