@@ -6,7 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
+
+    from medseg_kit.data.findings import Finding
 
 
 def prepare(
@@ -38,31 +40,120 @@ def prepare(
     Returns:
         0, or 1 when a check failed and nothing was written.
     """
-    from medseg_kit.data.findings import DataProblemsError
+    from medseg_kit.data.findings import DataProblemsError, Finding
     from medseg_kit.data.plan import make_plan
     from medseg_kit.data.prepare import prepare_dataset
 
     plan = make_plan(name, source=source, view=view, split=split, sites=sites)
-    kinds = [kind for kind in allow.split(",") if kind]
     try:
-        report = prepare_dataset(plan, out, allow=kinds, overwrite=overwrite, progress=True)
+        report = prepare_dataset(plan, out, allow=_kinds(allow), overwrite=overwrite, progress=True)
     except DataProblemsError as error:
-        return _print_problems(error.title, error.findings)
-    for warning in report["warnings"]:
-        print(f"warning: [{warning['kind']}] {warning['file']}: {warning['message']}")
+        return _print_errors(error.title, error.findings)
+    _print_warnings([Finding(w["file"], w["kind"], w["message"]) for w in report["warnings"]])
     counts = ", ".join(f"{number} {section}" for section, number in report["cases"].items())
     print(f"{out}: {counts}")
     for site, content in report["sites"].items():
-        organs = ", ".join(content["organs"])
-        print(
-            f"  {site} ({organs}): {content['training']} training, {content['validation']} validation"
-        )
+        counts = f"{content['training']} training, {content['validation']} validation"
+        print(f"  sites/{site} ({', '.join(content['organs'])}): {counts}")
     return 0
 
 
-def _print_problems(title: str, findings: Iterable[object]) -> int:
-    lines = [str(finding) for finding in findings]
-    print(f"error: {title}, {len(lines)} problem(s)", file=sys.stderr)
-    for line in lines:
-        print(f"  {line}", file=sys.stderr)
+def check(folder: str, *, allow: str = "") -> int:
+    """Repeat the checks on a prepared data set and on the sites in it, sha256 sums included.
+
+    Example:
+        medseg data check prepared/hippocampus
+
+    Args:
+        folder: A prepared data set, or a folder of sites.
+        allow: Findings to treat as warnings, separated by commas, for example grid-affine.
+
+    Returns:
+        0, or 1 when a check failed.
+    """
+    from medseg_kit.data.verify import verify_dataset
+
+    errors, warnings = verify_dataset(folder, allow=_kinds(allow), progress=True)
+    _print_warnings(warnings)
+    if errors:
+        return _print_errors(f"{folder} must not be used", errors)
+    print(f"{folder}: all checks passed")
+    return 0
+
+
+def phantoms(
+    out: str,
+    *,
+    organs: str = "liver,spleen,pancreas,kidneys",
+    patients_per_site: int = 8,
+    num_outside: int = 4,
+    size: str = "64,64,64",
+    seed: int = 0,
+    modality: str = "CT",
+    anatomy: str = "abdomen",
+) -> int:
+    """Write synthetic patients: one site an organ that labels only it, and a labelled outside.
+
+    Example:
+        medseg data phantoms phantom_sites --patients_per_site 8 --size 64,64,64
+
+    Args:
+        out: Folder to make: OUT/sites/site-ORGAN and OUT/outside.
+        organs: Organs in the order of their label values, separated by commas.
+        patients_per_site: Patients of each site; a quarter of them, at least one, validates.
+        num_outside: Test patients of the outside site.
+        size: Voxels along right, front and head, separated by commas, or one number.
+        seed: Seed of everything random.
+        modality: CT or MR.
+        anatomy: abdomen, cardiac or hippocampus.
+
+    Returns:
+        0.
+    """
+    from medseg_kit.data.manifest_types import choose
+    from medseg_kit.data.phantoms import ANATOMIES, write_phantom_sites
+
+    folders = write_phantom_sites(
+        out,
+        organs=organs.split(","),
+        patients_per_site=patients_per_site,
+        num_outside=num_outside,
+        size=_size(size),
+        seed=seed,
+        modality=modality,
+        anatomy=choose("anatomy", anatomy, ANATOMIES, "medseg data phantoms"),
+    )
+    for folder in folders.values():
+        print(folder)
+    return 0
+
+
+def _kinds(allow: str) -> list[str]:
+    return [kind.strip() for kind in allow.split(",") if kind.strip()]
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    from medseg_kit.typing import UserError
+
+    parts = str(text).strip("()[] ").split(",")
+    try:
+        numbers = [int(part) for part in parts]
+    except ValueError as error:
+        raise UserError(f"size {text!r} must be whole numbers, for example 64,64,64") from error
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise UserError(f"size {text!r} has {len(numbers)} numbers; give three or one")
+    return (numbers[0], numbers[1], numbers[2])
+
+
+def _print_warnings(warnings: Sequence[Finding]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}")
+
+
+def _print_errors(title: str, errors: Sequence[Finding]) -> int:
+    print(f"error: {title}, {len(errors)} problem(s):", file=sys.stderr)
+    for error in errors:
+        print(f"  {error}", file=sys.stderr)
     return 1

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from numpy.typing import NDArray
 
 from medseg_kit.data.findings import Finding
+from medseg_kit.data.volumes import AFFINE_TOLERANCE, Array, Report, Volume, read_volume
 
-# Largest difference between two affines that counts as rounding, per entry (mm and mm a voxel).
-AFFINE_TOLERANCE = 1e-3
 MAX_COUNTED_LABEL = 65_535
-Array = NDArray[Any]
-Report = Callable[[str, str], None]  # (kind, message)
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A three-dimensional array with its place in the patient.
-
-    Attributes:
-        array: Stored values, header scaling applied; shape (H, W, D).
-        affine: Voxel index to RAS+ millimetres, shape (4, 4).
-    """
-
-    array: Array
-    affine: NDArray[np.float64]
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Voxel size in mm, ordered as the array's axes."""
-        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))
-
-    @property
-    def orientation(self) -> str:
-        """Directions that the array's axes point to, for example LAS."""
-        return "".join(nib.orientations.aff2axcodes(self.affine))
 
 
 @dataclass(frozen=True)
@@ -109,78 +77,25 @@ def check_pair(
     return pair
 
 
-def read_volume(path: Path, report: Report) -> Volume | None:
-    """Read a NIfTI file to its end; report what is wrong and return None where nothing is usable.
+def duplicate_findings(images: Iterable[tuple[str, str, str | None]]) -> list[Finding]:
+    """Find images of different subjects with the same voxel values.
 
     Args:
-        path: NIfTI file.
-        report: Called with kind and message of each finding.
+        images: Subject, file and content hash (None where unreadable) of each image.
 
     Returns:
-        The volume, trailing axes of length one removed.
+        One finding for each image that repeats an earlier one of another subject.
     """
-    if not path.is_file():
-        report("missing-file", "the file does not exist; restore it or remove its partner")
-        return None
-    try:
-        image = nib.nifti1.Nifti1Image.from_filename(path)
-        array = np.asanyarray(image.dataobj)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        report("unreadable", f"{_one_line(error)}; copy or download the file again")
-        return None
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3 or 0 in array.shape:
-        report("not-3d", f"the array has shape {array.shape}; a single 3-D volume is needed")
-        return None
-    if not _check_geometry(image, report):
-        return None
-    return Volume(array, np.asarray(image.affine, dtype=np.float64))
-
-
-def content_hash(array: Array) -> str:
-    """Hash voxel values, whatever type and compression they were stored with.
-
-    Args:
-        array: Voxel values; compared as 32-bit floats.
-
-    Returns:
-        SHA-256 of shape and values.
-    """
-    digest = hashlib.sha256(str(array.shape).encode())
-    digest.update(np.ascontiguousarray(array, dtype="<f4").data)
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_geometry(image: nib.nifti1.Nifti1Image, report: Report) -> bool:
-    axes = np.asarray(image.affine, dtype=np.float64)[:3, :3]
-    lengths = np.linalg.norm(axes, axis=0)
-    if not np.isfinite(image.affine).all() or not (lengths > 0).all():
-        report("bad-geometry", f"the affine is not usable: {np.round(image.affine, 4).tolist()}")
-        return False
-    angles = np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3))
-    if angles.max() > AFFINE_TOLERANCE:
-        cosine = round(float(angles.max()), 4)
-        report("bad-geometry", f"the axes are sheared (cosine {cosine}); resample the volume first")
-        return False
-    sform, sform_code = image.get_sform(coded=True)
-    qform, qform_code = image.get_qform(coded=True)
-    if sform is None and qform is None:
-        report("no-orientation", "sform and qform codes are 0; left and right are unknown")
-    elif sform_code and qform_code:
-        difference = float(np.abs(sform - qform).max())
-        if difference > AFFINE_TOLERANCE:
-            report("orientation-conflict", f"sform and qform differ by up to {difference:.4g}")
-    return True
+    first: dict[str, tuple[str, str]] = {}
+    findings = []
+    for subject, file, content in images:
+        if content is None:
+            continue
+        other, other_file = first.setdefault(content, (subject, file))
+        if other != subject:
+            message = f"same voxel values as {other_file} (subject {other}); remove one of the two"
+            findings.append(Finding(file, "duplicate-image", message))
+    return findings
 
 
 def _check_intensities(array: Array, expected: Expected, report: Report) -> None:
@@ -200,8 +115,8 @@ def _check_intensities(array: Array, expected: Expected, report: Report) -> None
     elif expected.reaches_below is not None and low >= expected.reaches_below:
         report(
             "stored-range",
-            f"the smallest value is {low:g}, Hounsfield units reach below {expected.reaches_below:g};"
-            " a rescaled copy needs a manifest with its stored_intensity",
+            f"the smallest value is {low:g}, Hounsfield units reach below"
+            f" {expected.reaches_below:g}; a rescaled copy needs a manifest with stored_intensity",
         )
 
 
@@ -242,8 +157,8 @@ def _check_laterality(
             names = expected.labels
             report(
                 "laterality",
-                f"{names[right]} (x = {x_right:.0f} mm) lies left of {names[left]} (x = {x_left:.0f} mm):"
-                " the volume is mirrored or its affine is wrong",
+                f"{names[right]} (x = {x_right:.0f} mm) lies left of {names[left]} (x ="
+                f" {x_left:.0f} mm): the volume is mirrored or its affine is wrong",
             )
 
 
@@ -263,7 +178,3 @@ def _check_grid(image: Volume, label: Volume, report: Report) -> None:
             f"the affine differs from the image's by up to {difference:.4g} (tolerance"
             f" {AFFINE_TOLERANCE:g}); does the label belong to this image?",
         )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -145,10 +145,10 @@ def load_datalist(
         organs: Organs of the network; label value ``i + 1`` must be ``organs[i]``.
 
     Returns:
-        One dictionary a case with absolute paths ``image`` and, where there is one, ``label`` (and
-        the optional keys of the schema), ``subject``, ``site`` (where known) and ``annotated``: a list of 1 + K
-        booleans, index 0 (background) always true, that says which organs the label file annotates.
-        An organ that is not annotated is unknown, not background.
+        One dictionary a case with absolute paths ``image`` and, where there is one, ``label``
+        (and the optional keys of the schema), ``subject``, ``site`` (where known) and
+        ``annotated``: a list of 1 + K booleans, index 0 (background) always true, that says which
+        organs the label file annotates. An organ that is not annotated is unknown, not background.
 
     Raises:
         UserError: When the folder, the list or a file is missing, the section is unknown or empty,
@@ -160,9 +160,9 @@ def load_datalist(
     datalist = read_datalist(folder)
     _check_organs(datalist, organs, folder)
     if not datalist[section]:
-        filled = [f"{name} ({len(datalist[name])})" for name in SECTIONS if datalist[name]]
+        filled = [f"{s} ({len(datalist[s])})" for s in SECTIONS if datalist[s]] or ["none"]
         raise UserError(
-            f"{folder / DATALIST_NAME} has no {section} cases; filled are {', '.join(filled) or 'none'}"
+            f"{folder / DATALIST_NAME} has no {section} cases; filled are {', '.join(filled)}"
         )
     cases = [_load_case(case, datalist, folder, organs) for case in datalist[section]]
     _check_files(cases, folder)
@@ -213,29 +213,6 @@ def site_folders(sites_dir: PathLike) -> dict[str, Path]:
             " make them with `medseg data prepare ... --sites SETTING`"
         )
     return sites
-
-
-def load_pooled_datalist(
-    sites_dir: PathLike, section: str, *, organs: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Load one section of all sites together, for central aggregation of partial labels.
-
-    Args:
-        sites_dir: Folder with one prepared data set a site.
-        section: ``training``, ``validation`` or ``test``.
-        organs: Organs of the network.
-
-    Returns:
-        The cases of all sites in the form of `load_datalist`, each with its site's `annotated`.
-
-    Raises:
-        UserError: As `load_datalist`, for any site.
-    """
-    return [
-        case
-        for folder in site_folders(sites_dir).values()
-        for case in load_datalist(folder, section, organs=organs)
-    ]
 
 
 def _check_organs(datalist: Mapping[str, Any], organs: Sequence[str], folder: Path) -> None:

@@ -9,15 +9,8 @@ from typing import Any
 
 from medseg_kit.data.datalist import SECTIONS
 from medseg_kit.data.findings import Finding
-from medseg_kit.data.manifest import (
-    Collection,
-    Manifest,
-    SiteSetting,
-    View,
-    choose,
-    load_dataset_manifest,
-    load_manifest,
-)
+from medseg_kit.data.manifest import load_dataset_manifest, load_manifest
+from medseg_kit.data.manifest_types import Collection, Manifest, SiteSetting, View, choose
 from medseg_kit.data.readers import RawCase, find_root, read_cases
 from medseg_kit.data.splits import site_subjects, split_subjects
 from medseg_kit.typing import PathLike, UserError

@@ -101,7 +101,7 @@ def read_btcv(root: Path) -> list[RawCase]:
 
 
 def read_kits(root: Path) -> list[RawCase]:
-    """KiTS: ``case_00000/imaging.nii.gz`` with ``segmentation.nii.gz``; cases without are unlabelled."""
+    """KiTS: ``case_00000/imaging.nii.gz`` with ``segmentation.nii.gz``, else it is unlabelled."""
     return [
         RawCase(label.parent.name, label.parent / f"imaging{NIFTI_SUFFIX}", label)
         for label in root.glob(f"case_*/segmentation{NIFTI_SUFFIX}")

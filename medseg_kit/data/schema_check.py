@@ -19,7 +19,7 @@ def check_schema(content: object, schema_name: str, *, source: str) -> None:
 
     Args:
         content: What the file holds, parsed.
-        schema_name: File name below ``medseg_kit/data/schemas``, for example ``datalist.schema.json``.
+        schema_name: File below ``medseg_kit/data/schemas``, such as ``datalist.schema.json``.
         source: Name of the file, for the message.
 
     Raises:
@@ -36,7 +36,8 @@ def check_schema(content: object, schema_name: str, *, source: str) -> None:
 
 @functools.cache
 def _validator(schema_name: str) -> jsonschema.Draft202012Validator:
-    text = importlib.resources.files("medseg_kit.data").joinpath("schemas", schema_name).read_text()
+    folder = importlib.resources.files("medseg_kit.data") / "schemas"
+    text = (folder / schema_name).read_text(encoding="utf-8")
     return jsonschema.Draft202012Validator(json.loads(text))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 
 from medseg_kit.data.datalist import SECTIONS
-from medseg_kit.data.manifest import SiteSetting, Split
+from medseg_kit.data.manifest_types import SiteSetting, Split
 from medseg_kit.typing import UserError
 
 Sections = dict[str, list[str]]
@@ -81,7 +82,7 @@ def equal_blocks(subjects: Sequence[str], num_blocks: int) -> list[list[str]]:
     """
     size, rest = divmod(len(subjects), num_blocks)
     ends = [block * size + min(block, rest) for block in range(num_blocks + 1)]
-    return [list(subjects[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [list(subjects[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def site_subjects(

@@ -1,0 +1,32 @@
+"""Pooling the partial labels of several sites, for central training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from medseg_kit.data.datalist import load_datalist, site_folders
+from medseg_kit.typing import PathLike
+
+
+def load_pooled_datalist(
+    sites_dir: PathLike, section: str, *, organs: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Load one section of all sites together, for central aggregation of partial labels.
+
+    Args:
+        sites_dir: Folder with one prepared data set a site.
+        section: ``training``, ``validation`` or ``test``.
+        organs: Organs of the network.
+
+    Returns:
+        The cases of all sites in the form of `load_datalist`, each with its site's `annotated`.
+
+    Raises:
+        UserError: As `load_datalist`, for any site.
+    """
+    return [
+        case
+        for folder in site_folders(sites_dir).values()
+        for case in load_datalist(folder, section, organs=organs)
+    ]
