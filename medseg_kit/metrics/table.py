@@ -147,6 +147,22 @@ def summary_row(records: Sequence[CaseRecord]) -> dict[str, Any]:
     return row
 
 
+def mean_over_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean over structures of their case means, with the counts summed.
+
+    Args:
+        rows: Rows of `summarise` by label.
+    """
+    total: dict[str, Any] = {"label": "mean"}
+    for count in ("n", "n_missed", "n_spurious", "n_hd_undefined"):
+        total[count] = sum(row[count] for row in rows)
+    for measure in MEASURES:
+        means = [row[f"{measure}_mean"] for row in rows if row[f"{measure}_mean"] is not None]
+        total[f"{measure}_mean"] = float(np.mean(means)) if means else None
+        total[f"{measure}_sd"] = None
+    return total
+
+
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as CSV text; undefined values are empty fields.
 
