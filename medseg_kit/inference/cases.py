@@ -1,0 +1,220 @@
+"""What to predict: the images of a folder, a datalist or a glob as cases with distinct names."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from medseg_kit.typing import PathLike, UserError
+
+logger = logging.getLogger(__name__)
+
+DATALIST_NAMES = ("datalist.json", "dataset.json")
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
+_DICOM_SUFFIXES = (".dcm", ".ima", "")
+_SECTIONS = ("training", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to predict.
+
+    Attributes:
+        name: Distinct and stable; the prediction is ``<name>.nii.gz``. May contain ``/``.
+        image: The file, or the folder of a DICOM series; what the user recognises.
+        files: The files that are read; several for a DICOM series.
+        spacing_lost: The voxel size is not known: volumes in ml are not reported.
+    """
+
+    name: str
+    image: Path
+    files: tuple[Path, ...]
+    spacing_lost: bool = False
+
+    @property
+    def is_series(self) -> bool:
+        """Whether the case is a DICOM series."""
+        return self.image.is_dir()
+
+
+def find_cases(
+    source: PathLike, *, section: str | None = None, exclude: PathLike | None = None
+) -> list[Case]:
+    """Return the cases below a folder, in a datalist, or matching a glob, sorted by name.
+
+    A folder with a ``datalist.json`` (or MSD ``dataset.json``) stands for that list. Any other
+    folder is searched with its sub-folders for images and DICOM series; hidden files and label
+    folders (``labels``, ``labelsTr``) are left out. A name is the path below the folder, so equal
+    file names in different folders stay apart.
+
+    Args:
+        source: Folder, image file, datalist (``.json``), or pattern with ``*``.
+        section: Section of a datalist; all of them if None.
+        exclude: Folder that is not searched, such as the one for the predictions.
+
+    Raises:
+        UserError: If nothing is there or the list cannot be read.
+    """
+    path = Path(source).expanduser()
+    skip = None if exclude is None else Path(exclude).absolute()
+    if path.is_file() and path.suffix == ".json":
+        cases = _from_datalist(path, section)
+    elif path.is_dir():
+        listed = [path / name for name in DATALIST_NAMES if (path / name).is_file()]
+        cases = _from_datalist(listed[0], section) if listed else _from_folder(path, skip)
+    elif path.is_file():
+        cases = _named(path.parent, [path])
+    elif glob.has_magic(str(source)):
+        cases = _from_pattern(str(path), skip)
+    else:
+        raise UserError(f"{source} does not exist; give a folder, a datalist or a glob of images")
+    if not cases:
+        formats = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(f"{source} holds no images; looked for {formats} and DICOM series")
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _from_datalist(path: Path, section: str | None) -> list[Case]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        wanted = [section] if section is not None else [s for s in _SECTIONS if s in content]
+        entries = [entry for name in wanted for entry in content[name]]
+        images = [entry if isinstance(entry, str) else entry["image"] for entry in entries]
+    except KeyError as error:
+        raise UserError(f"{path}: {error} is missing; sections: {sorted(content)}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a datalist: {error}") from error
+    root = path.parent
+    files = [root / image for image in dict.fromkeys(images)]
+    return _named(root, files, spacing_lost=_spacing_is_lost(root))
+
+
+def _spacing_is_lost(root: Path) -> bool:
+    report = root / "report.json"
+    if not report.is_file():
+        return False
+    try:
+        return json.loads(report.read_text(encoding="utf-8")).get("spacing") == "lost"
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{report} is not a data set report: {error}") from error
+
+
+def _from_folder(root: Path, skip: Path | None) -> list[Case]:
+    files: list[Path] = []
+    series: list[Case] = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        folders[:] = sorted(name for name in folders if _is_searched(here / name, skip))
+        visible = [here / name for name in sorted(names) if not name.startswith(".")]
+        files += [file for file in visible if _suffix(file) is not None]
+        if any(_is_dicom(file) for file in visible):
+            series += _series(root, here)
+    return _named(root, files) + series
+
+
+def _is_searched(folder: Path, skip: Path | None) -> bool:
+    if folder.name.startswith(".") or folder.absolute() == skip:
+        return False
+    is_labels = folder.name.lower() in ("labels", "labelstr", "labelsts")
+    if is_labels:
+        logger.info("%s: taken for reference labels, not searched for images", folder)
+    return not is_labels
+
+
+def _from_pattern(pattern: str, skip: Path | None) -> list[Case]:
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    root = Path(pattern.split("*")[0].split("?")[0].split("[")[0])
+    root = root if root.is_dir() else root.parent
+    files = [match for match in matches if match.is_file() and _suffix(match) is not None]
+    if skip is not None:
+        files = [file for file in files if skip not in file.absolute().parents]
+    folders = [match for match in matches if match.is_dir()]
+    return _named(root, files) + [case for folder in folders for case in _series(root, folder)]
+
+
+def _series(root: Path, folder: Path) -> list[Case]:
+    """Return one case per DICOM series in a folder; several are told apart by their UID's hash."""
+    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    relative = folder.relative_to(root).as_posix()
+    base = folder.absolute().name if relative == "." else relative
+    cases = []
+    for uid in found:
+        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+        digest = hashlib.sha256(uid.encode()).hexdigest()[:8]
+        name = base if len(found) == 1 else f"{base}_{digest}"
+        cases.append(Case(name=name, image=folder, files=tuple(Path(file) for file in files)))
+    return cases
+
+
+def _named(root: Path, files: Sequence[Path], *, spacing_lost: bool = False) -> list[Case]:
+    """Return cases whose names are distinct also where only the file type differs."""
+    names = [_case_name(root, file) for file in files]
+    taken = {name for name, file in zip(names, files, strict=True) if _is_nifti(file)}
+    cases = []
+    seen: set[str] = set()
+    for name, file in zip(names, files, strict=True):
+        shared = names.count(name) > 1 and (name in seen or (name in taken and not _is_nifti(file)))
+        distinct = f"{name}{_suffix(file) or file.suffix}" if shared else name
+        seen.add(name)
+        cases.append(Case(distinct, file, (file,), spacing_lost))
+    return cases
+
+
+def _case_name(root: Path, file: Path) -> str:
+    try:
+        relative = file.absolute().relative_to(root.absolute())
+        if relative.parts[0] == "images":
+            relative = Path(*relative.parts[1:])
+    except ValueError:  # a datalist may name files elsewhere
+        digest = hashlib.sha256(str(file.absolute().parent).encode()).hexdigest()[:8]
+        relative = Path(digest) / file.name
+    suffix = _suffix(file) or file.suffix
+    text = relative.as_posix()
+    return text[: len(text) - len(suffix)] if suffix else text
+
+
+def _suffix(file: Path) -> str | None:
+    """Return the image suffix of a file, None when it is no image."""
+    lower = file.name.lower()
+    return next((suffix for suffix in IMAGE_SUFFIXES if lower.endswith(suffix)), None)
+
+
+def _is_nifti(file: Path) -> bool:
+    return _suffix(file) in NIFTI_SUFFIXES
+
+
+def _is_dicom(file: Path) -> bool:
+    if file.suffix.lower() not in _DICOM_SUFFIXES and not file.suffix[1:].isdigit():
+        return False
+    if file.suffix.lower() in (".dcm", ".ima"):
+        return True
+    with file.open("rb") as stream:
+        stream.seek(128)
+        return stream.read(4) == b"DICM"
+
+
+def part_of(cases: Iterable[Case], num_parts: int, part_id: int) -> list[Case]:
+    """Return every ``num_parts``-th case, starting with the one at ``part_id``.
+
+    Args:
+        cases: All cases, in the same order in every process.
+        num_parts: Number of processes or machines that share the work.
+        part_id: Which share, from 0.
+
+    Raises:
+        UserError: If ``part_id`` is not in ``[0, num_parts)``.
+    """
+    if num_parts < 1 or not 0 <= part_id < num_parts:
+        raise UserError(
+            f"part_id must be at least 0 and below num_parts, got part {part_id} of {num_parts}"
+        )
+    return list(cases)[part_id::num_parts]
