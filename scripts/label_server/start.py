@@ -76,7 +76,10 @@ def make_studies(studies: str | None, work: Path) -> str:
     if studies is None:
         folder = work / "studies"
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"no --studies given: using {folder}; put images there while the server runs")
+        print(
+            f"no --studies given: using {folder}; put images there while the server runs",
+            flush=True,
+        )
         return str(folder)
     if studies.startswith(("http://", "https://")):
         return studies

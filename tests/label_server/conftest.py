@@ -26,6 +26,7 @@ from scipy.ndimage import gaussian_filter
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "label_server.sh"
 BUNDLES = ("hippocampus_mr_segviz", "abdomen_ct_segviz")
+BROKEN = "broken_ct_net"
 # Small and quick, so that the whole test fits into four minutes on two cores.
 SHRUNK = {
     "roi_size": [32, 32, 32],
@@ -216,7 +217,9 @@ def server(label_venv, bundle_copies, studies, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     work, log = folder / "work", folder / "server.log"
-    command = [str(SCRIPT), *map(str, bundle_copies.values()), "--studies", str(served)]
+    broken = make_broken_bundle(folder / BROKEN, next(iter(bundle_copies.values())))
+    command = [str(SCRIPT), str(broken), *map(str, bundle_copies.values())]
+    command += ["--studies", str(served)]
     command += ["--port", str(port), "--work", str(work)]
     with log.open("w") as stream:
         process = subprocess.Popen(
@@ -235,6 +238,16 @@ def server(label_venv, bundle_copies, studies, tmp_path_factory):
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)
+
+
+def make_broken_bundle(target, source):
+    """A bundle that would stop MONAI Label's server: its network cannot be imported."""
+    shutil.copytree(source, target)
+    path = target / "configs" / "inference.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["network_def"] = {"_target_": "no_such_package.Network"}
+    path.write_text(yaml.safe_dump(content))
+    return target
 
 
 def wait_for(server, process):

@@ -46,6 +46,12 @@ def test_server__listens_on_loopback_only(server):
     assert "Uvicorn running on http://127.0.0.1:" in server.log.read_text()
 
 
+def test_server__leaves_out_a_bundle_that_would_stop_it(server):
+    reason = "left out broken_ct_net: inference.yaml: network_def cannot be built"
+    assert reason in server.log.read_text()
+    assert "broken_ct_net" not in server.get("/info/")["models"]
+
+
 def test_inference__equals_predict(server, bundle_name, predicted, tmp_path):
     found = set()
     for name, expected in predicted.items():
