@@ -7,11 +7,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import SimpleITK as sitk
+import SimpleITK
 
 from medseg_kit.typing import PathLike, UserError
 
@@ -83,6 +84,15 @@ def find_cases(
     return sorted(cases, key=lambda case: case.name)
 
 
+def list_images(source: PathLike) -> list[dict[str, str]]:
+    """Return the cases as a MONAI data list ``[{"image": path}, ...]``.
+
+    Args:
+        source: As in `find_cases`.
+    """
+    return [{"image": str(case.image)} for case in find_cases(source)]
+
+
 def _from_datalist(path: Path, section: str | None) -> list[Case]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -103,7 +113,7 @@ def _spacing_is_lost(root: Path) -> bool:
     if not report.is_file():
         return False
     try:
-        return json.loads(report.read_text(encoding="utf-8")).get("spacing") == "lost"
+        return bool(json.loads(report.read_text(encoding="utf-8")).get("spacing") == "lost")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{report} is not a data set report: {error}") from error
 
@@ -131,9 +141,10 @@ def _is_searched(folder: Path, skip: Path | None) -> bool:
 
 
 def _from_pattern(pattern: str, skip: Path | None) -> list[Case]:
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    root = Path(pattern.split("*")[0].split("?")[0].split("[")[0])
-    root = root if root.is_dir() else root.parent
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    matches = [Path(match) for match in sorted(found)]
+    fixed = Path(re.split(r"[*?\[]", pattern, maxsplit=1)[0])
+    root = fixed if fixed.is_dir() else fixed.parent
     files = [match for match in matches if match.is_file() and _suffix(match) is not None]
     if skip is not None:
         files = [file for file in files if skip not in file.absolute().parents]
@@ -143,12 +154,12 @@ def _from_pattern(pattern: str, skip: Path | None) -> list[Case]:
 
 def _series(root: Path, folder: Path) -> list[Case]:
     """Return one case per DICOM series in a folder; several are told apart by their UID's hash."""
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    found = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     relative = folder.relative_to(root).as_posix()
     base = folder.absolute().name if relative == "." else relative
     cases = []
     for uid in found:
-        files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
+        files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
         digest = hashlib.sha256(uid.encode()).hexdigest()[:8]
         name = base if len(found) == 1 else f"{base}_{digest}"
         cases.append(Case(name=name, image=folder, files=tuple(Path(file) for file in files)))
@@ -200,21 +211,3 @@ def _is_dicom(file: Path) -> bool:
     with file.open("rb") as stream:
         stream.seek(128)
         return stream.read(4) == b"DICM"
-
-
-def part_of(cases: Iterable[Case], num_parts: int, part_id: int) -> list[Case]:
-    """Return every ``num_parts``-th case, starting with the one at ``part_id``.
-
-    Args:
-        cases: All cases, in the same order in every process.
-        num_parts: Number of processes or machines that share the work.
-        part_id: Which share, from 0.
-
-    Raises:
-        UserError: If ``part_id`` is not in ``[0, num_parts)``.
-    """
-    if num_parts < 1 or not 0 <= part_id < num_parts:
-        raise UserError(
-            f"part_id must be at least 0 and below num_parts, got part {part_id} of {num_parts}"
-        )
-    return list(cases)[part_id::num_parts]

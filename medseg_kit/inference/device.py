@@ -28,10 +28,9 @@ def select_device(wish: str | torch.device = "auto") -> torch.device:
     if device.type != "cuda":
         return device
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = device.index
-    if index is None and count:
-        index = int(os.environ.get("LOCAL_RANK", "0")) % count
-    if index is None or index >= count:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    index = local_rank % max(count, 1) if ":" not in name else device.index
+    if index >= count:
         raise UserError(f"device '{name}' asked for, but {count} GPUs are present; use cpu or auto")
     return torch.device("cuda", index)
 

@@ -47,13 +47,12 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 def _describe(value: Any, parents: tuple[int, ...]) -> str:
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return repr(value)
-    if isinstance(value, torch.Tensor):
-        return hashlib.sha256(_bytes(value)).hexdigest()
-    if isinstance(value, (np.ndarray, np.generic)):
-        return repr(np.asarray(value).tolist())
-    if id(value) in parents:
-        return "..."
-    parents = (*parents, id(value))
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        return hashlib.sha256(_bytes(torch.as_tensor(value))).hexdigest()
+    return "..." if id(value) in parents else _describe_parts(value, (*parents, id(value)))
+
+
+def _describe_parts(value: Any, parents: tuple[int, ...]) -> str:
     if isinstance(value, Mapping):
         items = sorted((str(key), _describe(item, parents)) for key, item in value.items())
         return f"{{{', '.join(f'{key}: {item}' for key, item in items)}}}"

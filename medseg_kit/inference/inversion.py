@@ -179,14 +179,14 @@ def _argmax_at(logits: torch.Tensor, places: Sequence[torch.Tensor]) -> torch.Te
 
     Only the box around the places is turned into probabilities.
     """
-    box, local = [], []
+    box, local = [slice(None)], []
     for axis, place in enumerate(places):
         side = logits.shape[1 + axis]
         low = int(place.min())
         high = min(int(place.max()) + 2, side)
         box.append(slice(low, high))
         local.append((2 * (place - low) + 1) / (high - low) - 1)
-    probability = torch.softmax(logits[(slice(None), *box)], dim=0).to(torch.float64)
+    probability = torch.softmax(logits[tuple(box)], dim=0).to(torch.float64)
     points = torch.stack(local[::-1], dim=-1)[None, None, None]
     sampled = functional.grid_sample(
         probability[None], points, mode="bilinear", padding_mode="border", align_corners=False

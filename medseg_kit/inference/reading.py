@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 from monai.data.utils import correct_nifti_header_if_necessary
 
 from medseg_kit.inference.cases import NIFTI_SUFFIXES, Case
@@ -73,7 +73,7 @@ def read_volume(case: Case, digest: str) -> Volume:
     elif case.files[0].name.lower().endswith(NIFTI_SUFFIXES):
         volume = _read_nifti(case.files[0], digest)
     else:
-        volume = _from_itk(sitk.ReadImage(str(case.files[0])), digest)
+        volume = _from_itk(SimpleITK.ReadImage(str(case.files[0])), digest)
     _check(volume)
     return volume
 
@@ -87,7 +87,7 @@ def _read_nifti(path: Path, digest: str) -> Volume:
     kind = nib.Nifti2Image if raw[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
     image = kind.from_stream(io.BytesIO(raw))
     if len(image.shape) > 3 and set(image.shape[3:]) == {1}:
-        image = image.slicer[(..., *[0] * (len(image.shape) - 3))]
+        image = image.slicer[(slice(None),) * 3 + (0,) * (len(image.shape) - 3)]
     array = np.asanyarray(image.dataobj)
     header = image.header.copy()
     corrected = correct_nifti_header_if_necessary(image)
@@ -103,7 +103,7 @@ def _decompress(raw: bytes) -> bytes:
 
 
 def _read_series(files: Sequence[Path], digest: str) -> Volume:
-    reader = sitk.ImageSeriesReader()
+    reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in files])
     volume = _from_itk(reader.Execute(), digest)
     gaps = _slice_distances(files)
@@ -116,9 +116,9 @@ def _read_series(files: Sequence[Path], digest: str) -> Volume:
 
 
 def _slice_distances(files: Sequence[Path]) -> np.ndarray:
-    """Return the distances between neighbouring slices in mm; empty where a file has no position."""
+    """Return the distances between neighbouring slices in mm; empty without positions."""
     positions, normal = [], np.zeros(3)
-    reader = sitk.ImageFileReader()
+    reader = SimpleITK.ImageFileReader()
     for file in files:
         reader.SetFileName(str(file))
         reader.ReadImageInformation()
@@ -129,14 +129,14 @@ def _slice_distances(files: Sequence[Path]) -> np.ndarray:
     return np.abs(np.diff(np.asarray(positions) @ normal))
 
 
-def _from_itk(image: sitk.Image, digest: str) -> Volume:
+def _from_itk(image: SimpleITK.Image, digest: str) -> Volume:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(
             f"{image.GetNumberOfComponentsPerPixel()} values a voxel; a grey image has one"
         )
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
-    array = sitk.GetArrayFromImage(image).T
+    array = SimpleITK.GetArrayFromImage(image).T
     affine = np.eye(4)
     if image.GetDimension() == 3:
         direction = np.asarray(image.GetDirection()).reshape(3, 3)

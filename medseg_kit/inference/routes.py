@@ -163,13 +163,12 @@ def choose_route(preprocessing: Compose, postprocessing: Compose) -> Route:
         preprocessing: Of the bundle.
         postprocessing: Of the bundle.
     """
-    own = (
-        type(preprocessing) is VolumePreprocessing
-        and type(postprocessing) is VolumePostprocessing
+    if (
+        isinstance(preprocessing, VolumePreprocessing)
+        and isinstance(postprocessing, VolumePostprocessing)
         and postprocessing.preprocessing is preprocessing
         and preprocessing.keys == (CommonKeys.IMAGE,)
-    )
-    if own:
+    ):
         logger.info("lean route: the pipelines are the package's own")
         return LeanRoute(preprocessing)
     logger.info(

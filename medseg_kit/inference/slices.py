@@ -81,7 +81,8 @@ class SliceInferer(Inferer):
             self._predict(batch, lambda batch: network(batch, *args, **kwargs))
             for batch in slices.split(self.sw_batch_size)
         ]
-        return torch.cat(answers).unflatten(0, (volumes.shape[0], -1)).movedim(1, 2 + axis)
+        stacked = torch.cat(answers).reshape(len(volumes), -1, *answers[0].shape[1:])
+        return stacked.movedim(1, 2 + axis)
 
     def _predict(self, slices: torch.Tensor, network: Network) -> torch.Tensor:
         height, width = slices.shape[2:]
@@ -89,7 +90,7 @@ class SliceInferer(Inferer):
             slices = _resize(slices, self.slice_size)
         rows, columns = slices.shape[2:]
         slices = functional.pad(slices, (0, -columns % self.divisor, 0, -rows % self.divisor))
-        answer = network(slices.contiguous()).float()[..., :rows, :columns]
+        answer: torch.Tensor = network(slices.contiguous()).float()[..., :rows, :columns]
         return answer if (rows, columns) == (height, width) else _resize(answer, (height, width))
 
     def _axis(self, inputs: torch.Tensor) -> int:

@@ -8,7 +8,7 @@ weights, and a way out when GPU memory runs out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 Window = tuple[slice, ...]
 Network = Callable[..., torch.Tensor]
+
+# Batch and channels in an index.
+_ALL: Window = (slice(None), slice(None))
 
 # Background logit of voxels where fast mode runs no window; the organs get 0.
 OUTSIDE_BODY_LOGIT = 10.0
@@ -115,10 +118,9 @@ class VolumeInferer(Inferer):
         weights = None
         if self.mode != BlendMode.CONSTANT:
             weights = compute_importance_map(roi, mode=self.mode, device=image.device)
-        stitched = self._run(image, network, chosen, weights)
-        if stitched is None:  # no body anywhere: one window tells the number of channels
-            stitched = self._run(image, network, windows[:1], weights)
-        return stitched[(slice(None), slice(None), *inner)]
+        # where no body is found, one window still tells the number of channels
+        stitched = self._run(image, network, chosen or windows[:1], weights)
+        return stitched[_ALL + inner]
 
     def _windows(self, size: tuple[int, ...], roi: tuple[int, ...]) -> list[Window]:
         """Return MONAI's windows in MONAI's order."""
@@ -140,7 +142,7 @@ class VolumeInferer(Inferer):
         network: Network,
         windows: list[Window],
         weights: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+    ) -> torch.Tensor:
         on_cpu = image.device.type == "cpu"
         batch_size = self.cpu_batch_size if on_cpu else self.sw_batch_size
         stitch: Stitch | None = None
@@ -159,12 +161,14 @@ class VolumeInferer(Inferer):
                 batch_size = _make_room(batch_size, stitch, error)
                 continue
             start += len(batch)
-        return None if stitch is None else stitch.result(fill=self.fast)
+        if stitch is None:
+            raise ValueError("no window to run")
+        return stitch.result(fill=self.fast)
 
     def _predict(
         self, image: torch.Tensor, network: Network, windows: list[Window]
     ) -> torch.Tensor:
-        batch = torch.cat([image[(slice(None), slice(None), *window)] for window in windows])
+        batch = torch.cat([image[_ALL + window] for window in windows])
         if batch.device.type == "cpu" and batch.dim() == 5:
             batch = batch.contiguous(memory_format=torch.channels_last_3d)
         precision: AbstractContextManager[Any] = nullcontext()
@@ -172,8 +176,8 @@ class VolumeInferer(Inferer):
             precision = torch.autocast(batch.device.type, torch.bfloat16)
         with precision:
             answer = network(batch)
-        if isinstance(answer, Mapping) or answer.shape[2:] != batch.shape[2:]:
-            got = "a dictionary" if isinstance(answer, Mapping) else tuple(answer.shape[2:])
+        got = tuple(getattr(answer, "shape", ()))[2:] or type(answer).__name__
+        if got != tuple(batch.shape[2:]):
             raise ValueError(
                 f"the network answered a window of {tuple(batch.shape[2:])} with {got}; a deployed "
                 "network in evaluation mode returns one tensor of the window's size"
@@ -227,7 +231,7 @@ class Stitch:
             answer = answer.float() * weights
         answer = answer.to(self.total.device)
         for window, part in zip(windows, answer, strict=True):
-            self.total[(slice(None), *window)] += part
+            self.total[_ALL[:1] + window] += part
             self.weight[window] += 1 if weights is None else weights.to(self.weight.device)
 
     def to_cpu(self) -> None:

@@ -55,7 +55,9 @@ def write_labels(path: Path, labels: np.ndarray, volume: Volume) -> None:
         compressed(labels.tobytes(order="F"))
 
 
-def write_probabilities(path: Path, classes: Iterator[np.ndarray], volume: Volume, *, count: int) -> None:
+def write_probabilities(
+    path: Path, classes: Iterator[np.ndarray], volume: Volume, *, count: int
+) -> None:
     """Write class probabilities as a 4-D float32 ``.nii.gz``, one class in memory at a time.
 
     Args:

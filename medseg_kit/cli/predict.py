@@ -1,0 +1,73 @@
+"""`medseg predict`: segment a folder, a datalist or a glob with a bundle."""
+
+from __future__ import annotations
+
+
+def predict(  # noqa: PLR0913 - each argument is an option of the command line
+    bundle: str,
+    *,
+    input: str,
+    output: str,
+    device: str = "auto",
+    fast: bool = False,
+    section: str | None = None,
+    save_probabilities: bool = False,
+    overwrite: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    progress: bool = True,
+) -> int:
+    """Segment every image of INPUT and write label maps on the images' own grids into OUTPUT.
+
+    Reads NIfTI, NRRD, MHA/MHD and DICOM series. Writes <case>.nii.gz and <case>.json (status,
+    seconds, volumes in ml, warnings) for each, and summary.json. Finished cases are skipped when
+    input, weights and options are unchanged. A case that cannot be read costs only itself. Under
+    torchrun the cases are shared among the processes, one GPU each.
+
+    Args:
+        bundle: Folder or name of the bundle.
+        input: Folder (searched with its sub-folders), prepared data set, datalist, image, or glob.
+        output: Folder for the results.
+        device: auto, cpu, cuda or cuda:1.
+        fast: bfloat16, and only the body: quicker, labels differ slightly.
+        section: Section of a datalist (training, validation, test); all of them if not given.
+        save_probabilities: Also write each class's probability.
+        overwrite: Predict again also what is finished.
+        num_parts: Number of jobs or machines that share the work.
+        part_id: Which of them this is, from 0.
+        progress: Show a progress bar.
+
+    Returns:
+        0 when every case succeeded.
+
+    Example:
+        medseg predict abdomen_ct_segviz -i studies -o segmentations --device auto
+    """
+    import logging
+    from pathlib import Path
+
+    from medseg_kit.bundle.config import load_config
+    from medseg_kit.inference.device import select_device
+    from medseg_kit.inference.weights import check_weights_exist
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    options = {
+        "section": section,
+        "save_probabilities": save_probabilities,
+        "overwrite": overwrite,
+        "num_parts": num_parts,
+        "part_id": part_id,
+        "progress": progress,
+    }
+    overrides = {
+        "dataset_dir": input,
+        "output_dir": output,
+        "device": str(select_device(device)),
+        **({"fast": True} if fast else {}),
+        **{f"predictor#options#{key}": value for key, value in options.items()},
+    }
+    parser = load_config(bundle, overrides=overrides)
+    check_weights_exist(parser.get_parsed_content("checkpoint"))
+    parser.get_parsed_content("run")
+    print(f"results and summary: {Path(output) / 'summary.json'}")
+    return 0
