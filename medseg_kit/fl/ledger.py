@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg_kit.fl.files import keep_lines
-from medseg_kit.fl.messages import Reply, Request
+from medseg_kit.fl.messages import Kind, Reply, Request
 from medseg_kit.fl.state import difference, digest, norm, num_bytes
 
 if TYPE_CHECKING:
+    from medseg_kit.fl.plan import Plan
     from medseg_kit.fl.strategy import SiteInfo
 
 
@@ -85,7 +86,7 @@ def site_record(info: SiteInfo, request: Request, reply: Reply | None) -> dict[s
         "digest": None,
         "metrics": None,
         "metrics_suppressed": None,
-        "local_metrics": content.get("local_metrics") or None,
+        "local_metrics": None,
         "federated_minus_local": None,
     }
 
@@ -97,9 +98,18 @@ def complete_record(record: dict[str, Any], request: Request, reply: Reply) -> N
     record["digest"] = digest(reply.state)
 
 
-def add_metrics(record: dict[str, Any], content: Mapping[str, Any], key_metric: str | None) -> None:
-    """Enter a site's metrics of the new global weights, and the gain over its own model."""
-    record["metrics"] = content.get("metrics") or None
+def add_metrics(
+    record: dict[str, Any], kind: Kind, content: Mapping[str, Any], key_metric: str | None
+) -> None:
+    """Enter a site's metrics, and the gain of the global weights over its own.
+
+    Args:
+        record: The site's record of the round.
+        kind: "compare" for the site's own weights after training, "validate" for the global ones.
+        content: Of the reply.
+        key_metric: Name of the metric that decides.
+    """
+    record["local_metrics" if kind == "compare" else "metrics"] = content.get("metrics") or None
     record["metrics_suppressed"] = content.get("suppressed")
     federated = (record["metrics"] or {}).get(key_metric)
     local = (record["local_metrics"] or {}).get(key_metric)
@@ -141,4 +151,46 @@ def round_record(
         else mean - values[worst],
         "digest": strategy["digest"],
         "strategy": {name: value for name, value in strategy.items() if name != "digest"},
+    }
+
+
+def event_record(round_number: int, site: str, text: str) -> dict[str, Any]:
+    """Return the record of something that happened to a site outside its training."""
+    return {"type": "event", "round": round_number, "site": site, "event": text}
+
+
+def run_record(plan: Plan, run_id: str, sites: Sequence[str]) -> dict[str, Any]:
+    """Return the first record: what is run, by whom, under which rules."""
+    return {
+        "type": "run",
+        "round": 0,
+        "run_id": run_id,
+        **plan.identity(),
+        "label_map": plan.description["label_map"],
+        "package": plan.description["package"],
+        "sites": list(sites),
+        "quorum": plan.quorum(len(sites)),
+        "strategy": type(plan.strategy).__name__,
+        "local_epochs": plan.local_epochs,
+        "client_state": plan.client_state,
+        "min_cases": plan.options.min_cases,
+    }
+
+
+def summarise(
+    plan: Plan, sites: Sequence[str], records: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the outcome of a federation from its records."""
+    rounds = [record for record in records if record["type"] == "round"]
+    return {
+        "bundle": dict(plan.description),
+        "method": plan.options.method,
+        "seed": plan.options.seed,
+        "num_rounds": plan.num_rounds,
+        "sites": list(sites),
+        "key_metric": rounds[-1]["key_metric"],
+        "last_round": rounds[-1],
+        "failed_answers": sum(len(record["failures"]) for record in rounds),
+        "seconds": round(sum(record["seconds"] for record in rounds), 1),
+        "digest": rounds[-1]["digest"],
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from medseg_kit.typing import StateDict
 
-Kind = Literal["hello", "train", "validate"]
+Kind = Literal["hello", "train", "compare", "validate"]
 
 
 @dataclass
@@ -17,12 +17,11 @@ class Request:
     """A task for one site.
 
     Args:
-        kind: "hello" asks for the handshake, "train" for a round of local training, "validate" for
-            the metrics of ``state``.
+        kind: "hello" asks for the handshake, "train" for a round of local training, "compare" for
+            the metrics of the weights just trained, "validate" for the metrics of ``state``.
         run_id: Identity of the federation; a site keeps its own state under it.
         round_number: Counts from 1; 0 in the handshake.
         num_rounds: Rounds planned in all, so that schedules run over the whole federation.
-        compare_local: Also measure the site's own model after its local training.
         state: Weights, by key.
     """
 
@@ -30,7 +29,6 @@ class Request:
     run_id: str
     round_number: int = 0
     num_rounds: int = 0
-    compare_local: bool = False
     state: StateDict = field(default_factory=dict)
 
     def meta(self) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def scrub(text: str, identifiers: Iterable[str] = ()) -> str:
 
 
 def describe_error(error: BaseException, identifiers: Iterable[str] = ()) -> str:
-    """Return the type and the scrubbed message of an exception."""
+    """Return the type and the scrubbed message of an exception's innermost cause."""
+    while error.__cause__ is not None:  # MONAI wraps what happens inside a configuration
+        error = error.__cause__
     return f"{type(error).__name__}: {scrub(str(error), identifiers)}"
 
 

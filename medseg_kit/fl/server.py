@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from medseg_kit.fl.handshake import disagreement
-from medseg_kit.fl.ledger import add_metrics, complete_record, round_record, site_record
-from medseg_kit.fl.messages import Ask, Reply, Request
+from medseg_kit.fl.ledger import (
+    add_metrics,
+    complete_record,
+    event_record,
+    round_record,
+    run_record,
+    site_record,
+    summarise,
+)
+from medseg_kit.fl.messages import Ask, Kind, Reply, Request
 from medseg_kit.fl.plan import Plan, deployed_keys
 from medseg_kit.fl.state import describe, mismatch
 from medseg_kit.fl.store import ServerStore
@@ -58,6 +66,7 @@ class Server:
         self.strategy = plan.strategy
         self.key_metric: str | None = None
         self.best: dict[str, Any] = {}
+        self.outside: dict[str, str] = {}
         self._expected = {key: describe(value) for key, value in plan.global_state.items()}
         self._deployed = deployed_keys(plan)
         missing = sorted((self._deployed or frozenset()) - self._expected.keys())
@@ -80,7 +89,7 @@ class Server:
             self._restore(completed)
         else:
             self.store.ledger.clear()
-            self.store.ledger.write([self._run_record()])
+            self.store.ledger.write([run_record(self.plan, self.run_id, self.names)])
         if completed < self.plan.num_rounds:
             self._greet(completed + 1, refuse=True)
         for number in range(completed + 1, self.plan.num_rounds + 1):
@@ -100,6 +109,7 @@ class Server:
         refused, events = [], []
         for name in absent:
             reply = replies.get(name)
+            self.outside.pop(name, None)
             problem = "no answer" if reply is None else reply.error
             if reply is not None and problem is None:
                 problem = disagreement(self.plan.description, self._expected, name, reply.content)
@@ -108,10 +118,11 @@ class Server:
                 else:
                     self._join(name, reply.content)
             if problem:
+                self.outside[name] = problem
                 logger.warning("site %s did not join: %s", name, problem)
-                events.append(_event(round_number, name, f"not joined: {problem}"))
+                events.append(event_record(round_number, name, f"not joined: {problem}"))
             elif round_number > 1:
-                events.append(_event(round_number, name, "joined"))
+                events.append(event_record(round_number, name, "joined"))
         self.store.ledger.write(events)
         if refused and refuse:
             raise UserError("; ".join(refused))
@@ -137,8 +148,10 @@ class Server:
             self._stop(number, records, quorum)
         outcome = self.strategy.finish(number)
         last = number == self.plan.num_rounds
+        if last:
+            self._measure("compare", number, {name: records[name] for name in answered})
         if last or number % self.plan.validate_every == 0:
-            self._validate(number, records)
+            self._measure("validate", number, records)
         record = round_record(
             number, records.values(), key_metric=self.key_metric, strategy=outcome
         )
@@ -181,10 +194,12 @@ class Server:
             self.strategy.accept(number, reply.site, reply.state, samples, {})
         return records
 
-    def _validate(self, number: int, records: Records) -> None:
-        """Measure the new global weights at the sites."""
+    def _measure(self, kind: Kind, number: int, records: Records) -> None:
+        """Enter metrics of the sites' own ("compare") or of the new global weights ("validate")."""
         requests = {
-            name: self._request("validate", number, self.strategy.configure(number, name))
+            name: self._request(
+                kind, number, self.strategy.configure(number, name) if kind == "validate" else None
+            )
             for name in records
         }
         replies = {reply.site: reply for reply in self.ask(requests) if reply.site in records}
@@ -196,29 +211,25 @@ class Server:
                 logger.warning("round %d: no metrics from %s: %s", number, name, problem)
                 continue
             self.key_metric = reply.content.get("key_metric") or self.key_metric
-            add_metrics(record, reply.content, self.key_metric)
+            add_metrics(record, kind, reply.content, self.key_metric)
 
-    def _request(self, kind: Any, number: int, state: StateDict | None = None) -> Request:
+    def _request(self, kind: Kind, number: int, state: StateDict | None = None) -> Request:
         return Request(
             kind=kind,
             run_id=self.run_id,
             round_number=number,
             num_rounds=self.plan.num_rounds,
-            compare_local=number == self.plan.num_rounds,
             state=state or {},
         )
 
     def _stop(self, number: int, records: Records, quorum: int) -> None:
         self.store.ledger.write(records.values())
-        failures = [
-            f"{name}: {entry['failure']}" for name, entry in records.items() if entry["failure"]
-        ]
-        failures += [
-            f"{name}: has not joined" for name in self.names if name not in self.strategy.sites
-        ]
+        failures = {name: entry["failure"] for name, entry in records.items() if entry["failure"]}
+        failures |= {name: f"has not joined: {why}" for name, why in self.outside.items()}
+        details = "; ".join(f"{name}: {why}" for name, why in sorted(failures.items()))
         raise UserError(
             f"round {number}: {len(self.names) - len(failures)} of {len(self.names)} sites "
-            f"answered, the quorum is {quorum} ({'; '.join(failures)}). Run the same command again "
+            f"answered, the quorum is {quorum} ({details}). Run the same command again "
             f"to continue after round {number - 1}"
         )
 
@@ -248,45 +259,14 @@ class Server:
         else:
             state = self._deployed_state()
             selection = "last round: not every site could report validation metrics"
-        records = [record for record in self.store.ledger.read() if record["type"] == "round"]
         summary = {
-            "bundle": dict(self.plan.description),
-            "method": self.plan.options.method,
-            "seed": self.plan.options.seed,
-            "num_rounds": rounds,
-            "sites": self.names,
+            **summarise(self.plan, self.names, self.store.ledger.read()),
             "deployed_round": self.best.get("round", rounds),
-            "selection": selection,
-            "key_metric": self.key_metric,
             "deployed_metric": self.best.get("metric"),
-            "last_round": records[-1],
-            "failed_answers": sum(len(record["failures"]) for record in records),
-            "seconds": round(sum(record["seconds"] for record in records), 1),
-            "digest": records[-1]["digest"],
+            "selection": selection,
         }
         self.store.deploy(state, summary)
         return summary
-
-    def _run_record(self) -> dict[str, Any]:
-        plan = self.plan
-        return {
-            "type": "run",
-            "round": 0,
-            "run_id": self.run_id,
-            **plan.identity(),
-            "label_map": plan.description["label_map"],
-            "package": plan.description["package"],
-            "sites": self.names,
-            "quorum": plan.quorum(len(self.names)),
-            "strategy": type(plan.strategy).__name__,
-            "local_epochs": plan.local_epochs,
-            "client_state": plan.client_state,
-            "min_cases": plan.options.min_cases,
-        }
-
-
-def _event(round_number: int, site: str, text: str) -> dict[str, Any]:
-    return {"type": "event", "round": round_number, "site": site, "event": text}
 
 
 def _problem(request: Request, info: SiteInfo, reply: Reply) -> str | None:

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.data.datalist import site_folders
-from medseg_kit.fl.client import SiteClient, SiteConfig, read_site_file
+from medseg_kit.fl.client import SiteClient
 from medseg_kit.fl.messages import Reply, Request
 from medseg_kit.fl.plan import Options, read_plan
 from medseg_kit.fl.server import Server
+from medseg_kit.fl.site import SiteConfig, read_site_file
 from medseg_kit.fl.store import ServerStore
 from medseg_kit.typing import PathLike
 
@@ -64,7 +65,7 @@ def make_clients(
                 method=options.method,
                 seed=options.seed,
                 shared_overrides=options.overrides,
-                site_overrides=read_site_file(Path(folder))["overrides"],
+                site_overrides=read_site_file(Path(folder)),
                 min_cases=options.min_cases,
             )
         )
