@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("study:study", "run configurations x seeds, resumable, and compare them"),
     "report": ("report:report", "make tables, figures and a page from a study's records"),
     "bundle verify": ("bundle:verify", "check a bundle offline, as the Model Zoo does"),
+    "bundle pack": ("bundle:pack", "make trained weights those of a bundle"),
     "bundle new": ("bundle:new", "write the skeleton of a new bundle"),
 }
 
