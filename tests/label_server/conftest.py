@@ -33,6 +33,7 @@ SHRUNK = {
     "batch_size": 1,
     "steps_per_epoch": 2,
 }
+PATIENCE_S = 600  # nothing here takes long on an idle machine; a loaded one gets its time
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -49,7 +50,7 @@ class Server:
     def get(self, path):
         """Return the JSON that GET answers; None for 404 (no such task yet)."""
         try:
-            with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=PATIENCE_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             if error.code == 404:
@@ -65,14 +66,14 @@ class Server:
         request = urllib.request.Request(
             f"{self.url}{path}", data=body.encode(), headers={"content-type": kind}
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return answer.read()
 
     def run_task(self, path, status_path, parameters):
         """Start a background task, wait for its end and fail with its last lines."""
         self.post(path, content=parameters)
         task = {"status": "SUBMITTED"}
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE_S
         while task["status"] in ("SUBMITTED", "RUNNING") and time.monotonic() < end:
             time.sleep(0.5)
             task = self.get(status_path)
@@ -251,7 +252,7 @@ def make_broken_bundle(target, source):
 
 
 def wait_for(server, process):
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         if process.poll() is not None:
             break
