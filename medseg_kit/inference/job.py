@@ -88,7 +88,7 @@ class Job:
             "case": self.case.name,
             "status": "done" if self.error is None else "failed",
             "image": str(self.case.image),
-            "prediction": None if prediction is None else prediction.name,
+            "prediction": None if prediction is None else f"{self.case.name}.nii.gz",
             "prediction_bytes": None if prediction is None else prediction.stat().st_size,
         }
         if self.error is not None:

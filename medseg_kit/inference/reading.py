@@ -66,7 +66,7 @@ def read_volume(case: Case, digest: str) -> Volume:
 
     Raises:
         UserError: If the image is not a 3-D volume of finite, differing numbers.
-        OSError: If the file is damaged.
+        OSError, RuntimeError: If the file is damaged; by the library that reads it.
     """
     if case.is_series:
         volume = _read_series(case.files, digest)
@@ -98,7 +98,7 @@ def _decompress(raw: bytes) -> bytes:
     stream = zlib.decompressobj(wbits=31)
     content = stream.decompress(raw)
     if not stream.eof:
-        raise OSError("the compressed file ends early; copy it again")
+        raise UserError("the compressed file ends early; copy it again")
     return content
 
 

@@ -155,7 +155,7 @@ class VolumeInferer(Inferer):
                     stitch = Stitch.like(answer, image, self.stitch_device)
                 stitch.add(answer, batch, weights)
             except RuntimeError as error:
-                if on_cpu or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 answer = None
                 batch_size = _make_room(batch_size, stitch, error)
