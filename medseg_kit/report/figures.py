@@ -78,7 +78,7 @@ def curve_plot(
     """Return small multiples of curves that share their axes.
 
     Args:
-        panels: Panel title -> series -> (x, y) points; NaN breaks a line.
+        panels: Panel title -> series -> (x, y) points; a single point is drawn as a dashed level.
         xlabel: What x is, for example "round".
         ylabel: What y is.
     """
@@ -91,13 +91,10 @@ def curve_plot(
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
             for name, points in lines.items():
-                x, y = np.array(sorted(points), dtype=float).reshape(-1, 2).T
-                marker = "o" if len(points) < 25 else ""
-                axes.plot(
-                    x, y, color=_color(series.index(name)), marker=marker, ms=3, lw=1.6, label=name
-                )
+                _draw_curve(axes, name, points, color=_color(series.index(name)))
             axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
             axes.set_xlabel(xlabel)
+            axes.xaxis.get_major_locator().set_params(integer=True)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:
@@ -154,6 +151,15 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 def _color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
+
+
+def _draw_curve(axes: Any, name: str, points: Sequence[tuple[float, float]], *, color: str) -> None:
+    """Draw a line through the points; a single point is a level to compare with."""
+    if len(points) == 1:
+        axes.axhline(points[0][1], color=color, ls="--", lw=1.4, label=name)
+        return
+    x, y = np.array(sorted(points), dtype=float).reshape(-1, 2).T
+    axes.plot(x, y, color=color, marker="o" if len(points) < 25 else "", ms=3, lw=1.6, label=name)
 
 
 def _offset(series: Sequence[str], name: str) -> float:

@@ -125,7 +125,4 @@ def overlays(count=4):
     return pictures
 
 
-NOTES = (
-    "All patients of this page are synthetic phantoms: they show that the machinery works, not how well a model would do on "
-    "real patients.",
-)
+NOTES = ("All patients of this page are synthetic phantoms: they show that the machinery works.",)
