@@ -142,7 +142,8 @@ def load_datalist(
     Args:
         dataset_dir: Folder of a prepared data set, or of one site.
         section: ``training``, ``validation`` or ``test``.
-        organs: Organs of the network; label value ``i + 1`` must be ``organs[i]``.
+        organs: Organs of the network; label value ``i + 1`` must be ``organs[i]``. Data that
+            annotate none of its further organs also serve a network of its first organs.
 
     Returns:
         One dictionary a case with absolute paths ``image`` and, where there is one, ``label``
@@ -217,7 +218,9 @@ def site_folders(sites_dir: PathLike) -> dict[str, Path]:
 
 def _check_organs(datalist: Mapping[str, Any], organs: Sequence[str], folder: Path) -> None:
     found = organ_names(datalist["labels"], source=str(folder / DATALIST_NAME))
-    if list(found) != list(organs):
+    # A network of the first organs only reads data that annotate none of the others.
+    fits = list(found[: len(organs)]) == list(organs)
+    if not fits or not set(datalist["annotated"]).issubset(organs):
         raise UserError(
             f"{folder / DATALIST_NAME} labels the organs {list(found)} (values 1, 2, ...) but the"
             f" network expects {list(organs)}; prepare the data with a view of these organs"
