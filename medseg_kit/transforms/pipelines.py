@@ -7,6 +7,7 @@ to the grid of its file.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,7 +71,7 @@ class VolumePreprocessing(Compose):
 
     def _steps(self) -> list[Transform]:
         keys = self.keys
-        steps: list[Transform] = [LoadImaged(keys=keys, ensure_channel_first=True, image_only=True)]
+        steps: list[Transform] = [_reader(keys)]
         if self.orientation is not None:
             steps.append(Orientationd(keys=keys, axcodes=self.orientation, labels=AXIS_NAMES))
         if self.spacing is not None:
@@ -86,6 +87,13 @@ class VolumePreprocessing(Compose):
                 )
             )
         return [*steps, EnsureTyped(keys=CommonKeys.IMAGE, dtype=torch.float32)]
+
+
+def _reader(keys: Sequence[str]) -> LoadImaged:
+    """Return the reading step, without MONAI 1.6's warning that a GPU decoder is not installed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+        return LoadImaged(keys=keys, ensure_channel_first=True, image_only=True)
 
 
 def volume_preprocessing(
