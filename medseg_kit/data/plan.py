@@ -172,11 +172,11 @@ def _plan_collection(collection: Collection, source: Path, sites: str) -> Plan:
     view = None
     for site, member in members.items():
         manifest = load_dataset_manifest(member.dataset)
-        raw = _Source.read(manifest, source)
-        if raw.root == source:
+        if find_root(source, manifest.folders) == source:
             raise UserError(
                 f"{source} holds none of the folders {list(manifest.folders)} for {site}"
             )
+        raw = _Source.read(manifest, source)
         view = choose("view", collection.view, manifest.views, manifest.name)
         split = choose("split", member.split, manifest.splits, manifest.name)
         if unknown := set(member.organs) - set(view.annotated):

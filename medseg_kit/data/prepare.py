@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 from medseg_kit.data.checks import Expected, check_pair, duplicate_findings
@@ -111,7 +112,12 @@ def prepare_dataset(
 def _partial_folder(target: Path) -> Iterator[Path]:
     """Give a new folder beside `target`, removed at the end unless it was moved away."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
+    prefix = f".{target.name}.partial-{platform.node()}-"
+    for left in target.parent.iterdir():
+        owner = left.name.removeprefix(prefix)
+        if owner != left.name and owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left)  # of a run that was killed
+    folder = target.parent / f"{prefix}{os.getpid()}"
     folder.mkdir()
     try:
         yield folder
@@ -145,7 +151,7 @@ def _process_cases(plan: Plan, folder: Path, *, progress: bool) -> list[_Done]:
 def _process_case(case: PlannedCase, plan: Plan, folder: Path) -> _Done:
     """Check one case and write its image and labels when nothing fatal was found."""
     manifest = case.manifest
-    pair = check_pair(case.raw.image, case.raw.label, _expected(manifest), root=case.root)
+    pair = check_pair(case.raw.image, case.raw.label, expected_values(manifest), root=case.root)
     content = content_hash(pair.image.array) if pair.image else None
     if unusable(pair.findings) or pair.image is None or pair.label is None:
         return _Done(pair.findings, {}, content)
@@ -178,7 +184,8 @@ def _write_for_site(
         yield Finding(file, "empty-label", f"no voxel of {', '.join(organs)}")
 
 
-def _expected(manifest: Manifest) -> Expected:
+def expected_values(manifest: Manifest) -> Expected:
+    """Say what stored values a manifest allows."""
     stored = manifest.stored_intensity
     return Expected(manifest.labels, stored.limits, stored.reaches_below, manifest.laterality)
 

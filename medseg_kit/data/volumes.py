@@ -144,7 +144,8 @@ def content_hash(array: Array) -> str:
         SHA-256 of shape and values.
     """
     digest = hashlib.sha256(str(array.shape).encode())
-    digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+    for index in range(array.shape[-1]):  # slice by slice: large volumes are not copied whole
+        digest.update(np.ascontiguousarray(array[..., index], dtype="<f4").data)
     return digest.hexdigest()
 
 
