@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 ENGINES = ("in_process", "nvflare")
 
 
-def simulate(
+def simulate(  # noqa: PLR0913 - every option of the command is an argument
     bundle: str,
     *,
     sites: str,
@@ -64,12 +65,80 @@ def simulate(
         min_cases=min_cases,
         initial_weights=initial_weights,
     )
-    from medseg_kit.fl.simulation import simulate as in_process
-
-    summary = in_process(bundle, sites, out, options=options, resume=resume, progress=True)
+    if engine == "nvflare":
+        run = load_recipe().simulate
+    else:
+        from medseg_kit.fl.simulation import simulate as run
+    summary = run(bundle, sites, out, options=options, resume=resume, progress=True)
     print(describe_summary(summary))
     print(f"deployed weights: {out}/global/model.pt, ledger: {out}/ledger.jsonl")
     return 0
+
+
+def export(
+    bundle: str,
+    *,
+    out: str,
+    rounds: int | None = None,
+    method: str | None = None,
+    seed: int = 0,
+    set: list[str] | None = None,
+    sites: list[str] | None = None,
+    quorum: int | None = None,
+) -> int:
+    """Write an NVIDIA FLARE job for real sites; it names the bundle and holds no code and no path.
+
+    Every site has the package and the bundle installed, and owns a file
+    `{WORKSPACE}/local/medseg_site.yaml` with its `dataset_dir`, `min_cases` and `overrides`.
+
+    Args:
+        bundle: Path or name of a bundle with configs/federated.yaml.
+        out: Folder for the job; must not exist yet.
+        rounds: Number of rounds; the bundle's own by default.
+        method: Overlay configs/methods/METHOD.yaml of the bundle.
+        seed: Seed of everything random.
+        set: Plain values for the configuration of all sites, e.g. `--set learning_rate=1e-3`.
+        sites: Comma-separated names of the sites; those connected at the start by default.
+        quorum: Fewest sites that must answer in a round; more than half by default.
+
+    Returns:
+        0 when the job is written.
+
+    Example:
+        medseg federate export hippocampus_mr_segviz --out job
+    """
+    from medseg_kit.fl.plan import Options
+
+    options = Options(
+        rounds=rounds,
+        method=method,
+        seed=seed,
+        overrides=parse_overrides(set or ()),
+        quorum=quorum,
+    )
+    recipe = load_recipe()
+    print(f"job: {recipe.export(bundle, out, options=options, sites=sites)}")
+    print(f"each site writes `dataset_dir: FOLDER` into {recipe.SITE_FILE}")
+    print(
+        f"and its administrator adds to class_allow_list in local/resources.json: {recipe.CLASSES}"
+    )
+    return 0
+
+
+def load_recipe() -> ModuleType:
+    """Return the module that makes FLARE jobs.
+
+    Raises:
+        UserError: If NVIDIA FLARE is not installed.
+    """
+    import importlib
+    from importlib.util import find_spec
+
+    from medseg_kit.typing import UserError
+
+    if find_spec("nvflare") is None:
+        raise UserError('NVIDIA FLARE is not installed: pip install "medseg-kit[federated]"')
+    return importlib.import_module("medseg_kit.fl.adapters.flare.recipe")
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, Any]:

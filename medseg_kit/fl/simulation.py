@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,9 @@ from medseg_kit.fl.client import SiteClient
 from medseg_kit.fl.messages import Reply, Request
 from medseg_kit.fl.plan import Options, read_plan
 from medseg_kit.fl.server import Server
-from medseg_kit.fl.site import SiteConfig, read_site_file
+from medseg_kit.fl.site import SiteConfig, quiet_monai, read_site_file
 from medseg_kit.fl.store import ServerStore
 from medseg_kit.typing import PathLike
-
-# Loggers of MONAI that report every exchange of weights and every missing logging file.
-QUIET_LOGGERS = (
-    "monai.fl.client.monai_algo",
-    "monai.bundle.workflows",
-    "monai.networks.utils",
-)
 
 
 class InProcess:
@@ -103,8 +95,7 @@ def simulate(
             few sites answer in a round.
     """
     options = options or Options()
-    for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_monai()
     folders = dict(sites) if isinstance(sites, Mapping) else site_folders(sites)
     plan = read_plan(bundle, options)
     transport = InProcess(make_clients(bundle, folders, out, options))

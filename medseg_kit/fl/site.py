@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,18 @@ if TYPE_CHECKING:
     from medseg_kit.typing import StateDict
 
 SITE_FILE = "site.yaml"
+# Loggers of MONAI that report every exchange of weights and every missing logging file.
+CHATTY_LOGGERS = (
+    "monai.fl.client.monai_algo",
+    "monai.bundle.workflows",
+    "monai.networks.utils",
+)
+
+
+def quiet_monai() -> None:
+    """Let MONAI report errors only, for processes that show a federation's progress."""
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
