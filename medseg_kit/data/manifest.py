@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from medseg_kit.data.datalist import SECTIONS, organ_names
+from medseg_kit.data.findings import check_allowed
 from medseg_kit.data.manifest_types import (
     Collection,
     Manifest,
@@ -147,6 +148,10 @@ def _parse_setting(content: Mapping[str, Any]) -> SiteSetting:
 
 def _check_references(manifest: Manifest, source: str) -> None:
     """Raise `UserError` where names or label values inside a manifest contradict each other."""
+    try:
+        check_allowed(manifest.allow)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     choose("view", manifest.default_view, manifest.views, source)
     choose("split", manifest.default_split, manifest.splits, source)
     raw = {value for view in manifest.views.values() for values in view.raw for value in values}

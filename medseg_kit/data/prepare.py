@@ -16,7 +16,7 @@ import psutil
 from tqdm import tqdm
 
 from medseg_kit.data.checks import Expected, check_pair, duplicate_findings
-from medseg_kit.data.datalist import write_datalist, write_json
+from medseg_kit.data.datalist import DATALIST_NAME, write_datalist, write_json
 from medseg_kit.data.findings import (
     DataProblemsError,
     Finding,
@@ -83,12 +83,15 @@ def prepare_dataset(
 
     Raises:
         DataProblemsError: When a check fails; lists every problem of every file.
-        UserError: When `out` exists or a kind cannot be allowed.
+        UserError: When `out` exists (with `overwrite`: and is no prepared data set) or a kind
+            cannot be allowed.
     """
     allowed = check_allowed(allow) | set(plan.allow)
     target = Path(out)
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists; choose another folder or replace it with --overwrite")
+    if target.exists() and not (target / DATALIST_NAME).is_file():
+        raise UserError(f"{target} is no prepared data set, so it is not replaced; remove it first")
     with _partial_folder(target) as folder:
         done = _process_cases(plan, folder, progress=progress)
         findings = [*plan.findings, *(finding for case in done for finding in case.findings)]
@@ -144,8 +147,11 @@ def _process_cases(plan: Plan, folder: Path, *, progress: bool) -> list[_Done]:
     # zlib and numpy release the interpreter lock, so threads read and compress side by side.
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda case: _process_case(case, plan, folder), plan.cases)
-        bar = tqdm(results, total=len(plan.cases), unit="case", disable=not progress)
-        return list(bar)
+        try:
+            return list(tqdm(results, total=len(plan.cases), unit="case", disable=not progress))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the other cases
+            raise
 
 
 def _process_case(case: PlannedCase, plan: Plan, folder: Path) -> _Done:

@@ -207,6 +207,7 @@ def replaced(*path: str, value: Any) -> dict[str, Any]:
         ({"modality": "PET"}, "modality: 'PET' is not one of"),
         ({"colour": "red"}, r"unknown key\(s\) colour"),
         ({"default_view": "tow"}, "no view 'tow', known are: three, two; did you mean two"),
+        ({"allow": {"non-finite": "why not"}}, "cannot allow non-finite"),
         ({"default_split": "none"}, "no split 'none'"),
         ({"laterality": [[1, 9]]}, r"raw label values \[9\] do not stand in labels"),
         (replaced("views", "two", value={1: {"name": "liver", "raw": [2, 7]}}), r"\[7\]"),

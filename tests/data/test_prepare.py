@@ -111,6 +111,8 @@ def test_prepare__existing_folder_is_kept(prepare: Prepare, tmp_path: Path) -> N
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists; choose another folder or replace it with --over"):
         prepare()
+    with pytest.raises(UserError, match="is no prepared data set, so it is not replaced"):
+        prepare(overwrite=True)
 
 
 def test_prepare__view_with_an_organ_that_the_set_lacks(
