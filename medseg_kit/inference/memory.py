@@ -7,6 +7,7 @@ import logging
 import sys
 
 import torch
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,18 @@ def keep_freed_memory() -> bool:
     taken = all(mallopt(option, value) == 1 for option, value in settings.items())
     logger.debug("allocator keeps freed memory: %s", taken)
     return taken
+
+
+def use_channels_last(network: nn.Module) -> None:
+    """Store the weights of convolutions channels-last, which runs faster on a CPU.
+
+    Args:
+        network: Changed in place; its values stay the same.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

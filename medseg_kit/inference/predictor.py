@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from monai.transforms import Compose
@@ -25,7 +25,7 @@ from medseg_kit.inference.cases import Case, find_cases
 from medseg_kit.inference.device import select_device, share
 from medseg_kit.inference.fingerprint import fingerprint, network_fingerprint
 from medseg_kit.inference.job import Job, findings_of
-from medseg_kit.inference.memory import keep_freed_memory
+from medseg_kit.inference.memory import keep_freed_memory, use_channels_last
 from medseg_kit.inference.options import PredictOptions
 from medseg_kit.inference.reading import digest_of, read_volume
 from medseg_kit.inference.records import Outputs
@@ -137,8 +137,7 @@ class Predictor:
         self.network.eval().to(device)
         if device.type == "cpu":
             keep_freed_memory()
-            to_channels_last = cast("Any", self.network.to)  # its stub lacks memory_format
-            to_channels_last(memory_format=torch.channels_last_3d)
+            use_channels_last(self.network)
         return device
 
     def _process(

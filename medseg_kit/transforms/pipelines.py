@@ -179,7 +179,7 @@ def _intensity_augmentation(amount: float) -> list[Transform]:
 
 
 class VolumePostprocessing(Compose):
-    """Softmax, inversion to the file's grid, argmax to one channel, uint8; the way back to the file.
+    """Softmax, inversion to the file's grid, argmax to one channel, uint8: the way back to a file.
 
     Fast inference recognises this class and computes the same label map without resampling every
     class to the file's grid.

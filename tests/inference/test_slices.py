@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+
+from medseg_kit.inference.slices import SliceInferer, through_plane
+
+
+@pytest.fixture
+def network(kit):
+    torch.manual_seed(2)
+    return kit.network(dims=2).eval()
+
+
+def _volume(affine: np.ndarray, shape: tuple[int, int, int] = (9, 10, 5)) -> MetaTensor:
+    generator = torch.Generator().manual_seed(0)
+    meta = {"original_affine": affine, "spatial_shape": np.asarray(shape)}
+    image = torch.randn(1, *shape, generator=generator)
+    return MetaTensor(image, affine=torch.as_tensor(affine), meta=meta)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slice_inferer__equals_a_loop_over_slices(network, axis):
+    image = torch.randn(1, 1, 6, 8, 10)
+    loop = torch.stack([network(part) for part in image.unbind(2 + axis)], dim=2 + axis)
+
+    result = SliceInferer(slice_axis=axis, sw_batch_size=4)(image, network)
+
+    torch.testing.assert_close(result, loop, rtol=0, atol=1e-5)
+
+
+def test_slice_inferer__oblique_volume_keeps_its_stored_slices(network, kit, caplog):
+    affine = kit.affine_of("oblique")  # 6 mm slices along stored axis 2
+    volume = _volume(affine)
+    expected = torch.stack([network(part) for part in volume[None].unbind(4)], dim=4)
+
+    with caplog.at_level(logging.INFO):
+        result = SliceInferer()(volume[None], network)
+
+    torch.testing.assert_close(result, torch.as_tensor(expected), rtol=0, atol=1e-5)
+    assert "stored axis 2 (through-plane, spacing 6 mm, 5 slices)" in caplog.text
+
+
+def test_slice_inferer__follows_exchanged_axes(network, kit):
+    affine = kit.affine_of("permuted")  # 3 mm spacing along stored axis 2
+    volume = _volume(affine)
+    turned = Orientation("RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))(volume)
+    axis = int(np.argmin(turned.shape[1:]))  # the 5 slices
+    expected = torch.stack([network(part) for part in turned[None].unbind(2 + axis)], dim=2 + axis)
+
+    result = SliceInferer()(turned[None], network)
+
+    torch.testing.assert_close(result, torch.as_tensor(expected), rtol=0, atol=1e-5)
+
+
+def test_slice_inferer__batch_of_collated_volumes(network, kit):
+    volume = _volume(kit.affine_of("ras"))
+    both = torch.stack([volume.as_tensor(), 2 * volume.as_tensor()])
+    batch = MetaTensor(
+        both,
+        affine=torch.as_tensor(np.stack([volume.meta["original_affine"]] * 2)),
+        meta={"original_affine": np.stack([volume.meta["original_affine"]] * 2)},
+    )
+    result = SliceInferer()(batch, network)
+    alone = SliceInferer()(volume[None], network)
+    torch.testing.assert_close(result[:1], alone, rtol=0, atol=1e-5)
+
+
+def test_slice_inferer__resizes_and_pads(network):
+    sizes = []
+
+    def watched(slices: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(slices.shape[2:]))
+        return network(slices)
+
+    inferer = SliceInferer(slice_axis=2, slice_size=(14, 15), divisor=8)
+    result = inferer(torch.randn(1, 1, 9, 11, 3), watched)
+
+    assert sizes == [(16, 16)]
+    assert result.shape == (1, 3, 9, 11, 3)
+
+
+def test_slice_inferer__padding_alone_changes_nothing_inside():
+    image = torch.randn(1, 1, 9, 11, 3)
+    result = SliceInferer(slice_axis=2, divisor=8)(image, lambda slices: slices * 2)
+    torch.testing.assert_close(result, image * 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axis"),
+    [
+        ((256, 256, 10), (1.4, 1.4, 10), 2),
+        ((12, 256, 256), (1, 1, 1), 0),
+        ((30, 30, 30), (1, 1, 1), 2),
+        ((256, 10, 256), (1, 8, 1.0), 1),
+    ],
+)
+def test_through_plane__rule(shape, spacing, axis):
+    assert through_plane(shape, spacing) == axis
+
+
+def test_slice_inferer__wrong_input():
+    with pytest.raises(ValueError, match="stored axis"):
+        SliceInferer(slice_axis=3)
+    with pytest.raises(ValueError, match="slices need volumes"):
+        SliceInferer()(torch.zeros(1, 1, 8, 8), lambda slices: slices)
