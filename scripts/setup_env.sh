@@ -32,11 +32,13 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 # one stamp per kind of installation: a second run costs nothing, a changed requirement reinstalls
 stamp="$venv/.medseg_kit${groups[0]:+-dev}"
 wanted=$(cat pyproject.toml constraints.txt | sha256sum)
-[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || exit 0
+for done in "$stamp" "$venv/.medseg_kit-dev"; do
+  [ "$(cat "$done" 2>/dev/null)" != "$wanted" ] || exit 0
+done
 
 echo "installing into $venv (torch first; some minutes the first time)"
-"${pip[@]}" install --quiet --upgrade 'pip>=25.1'
-"${pip[@]}" install --quiet torch==2.13.0
-"${pip[@]}" install --quiet --constraint constraints.txt --editable ".[$extra]" ${groups[@]+"${groups[@]}"}
+"${pip[@]}" install -qq --upgrade 'pip>=25.1'
+"${pip[@]}" install -qq torch==2.13.0
+"${pip[@]}" install -qq --constraint constraints.txt --editable ".[$extra]" ${groups[@]+"${groups[@]}"}
 "$venv/bin/python" -c 'import torch; assert torch.__version__.startswith("2.13.0"), torch.__version__'
 printf '%s\n' "$wanted" >"$stamp"

@@ -16,9 +16,10 @@ from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
+from monai.bundle import ConfigParser, ReferenceResolver
 from monai.bundle.config_parser import CheckKeyDuplicatesYamlLoader
 from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
-from monai.bundle.utils import ID_SEP_KEY
+from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY
 from monai.utils import BundleProperty, BundlePropertyConfig
 
 MAX_BYTES = 25 * 2**20  # the Model Zoo's limit for one file
@@ -155,6 +156,29 @@ def check_training(config: Mapping[str, Any]) -> list[str]:
             problems.append(f"train.yaml: id {identifier} is missing")
     if "data" not in config.get("validate", {}).get("dataset", {}):
         problems.append("train.yaml: id validate#dataset#data is missing")
+    return problems
+
+
+def check_references(config: Mapping[str, Any], name: str) -> list[str]:
+    """Return the ``@id`` and ``%id`` references of a configuration that lead nowhere.
+
+    Args:
+        config: Composed configuration.
+        name: What to call it in the messages.
+    """
+    parser = ConfigParser({**config})
+    problems = []
+    for identifier, value in iterate_strings({k: v for k, v in config.items() if k != "_meta_"}):
+        text = parser.resolve_relative_ids(identifier, value)
+        wanted = list(ReferenceResolver.match_refs_pattern(text))
+        if text.startswith(MACRO_KEY):
+            path, macro = ConfigParser.split_path_id(text[len(MACRO_KEY) :])
+            wanted += [] if path else [macro]
+        problems += [
+            f"{name}: {identifier} refers to {reference}, which does not exist"
+            for reference in wanted
+            if reference not in parser
+        ]
     return problems
 
 

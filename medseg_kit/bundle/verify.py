@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from medseg_kit.bundle.rules import (
     check_inference,
     check_metadata,
     check_overlays,
+    check_references,
     check_training,
 )
 from medseg_kit.bundle.weights import load_strictly, read_weights
@@ -46,7 +48,7 @@ def verify_bundle(bundle: PathLike) -> dict[str, list[str]]:
     training, problems = _compose(root, ["train.yaml"])
     results["compose"] += problems
     for name in overlay_files(root):
-        results["compose"] += _compose(root, ["train.yaml", name])[1]
+        results["compose"] += _check_overlay(root, name)
     if inference is None or training is None:
         return results
     config = inference.get()
@@ -62,6 +64,12 @@ def verify_bundle(bundle: PathLike) -> dict[str, list[str]]:
         results["network in and out"] = _guarded(lambda: _check_network(root))
     results["weights"] = _guarded(lambda: _check_weights(root, inference, trained=trained))
     return results
+
+
+def _check_overlay(root: Path, name: str) -> list[str]:
+    """Return why an overlay composes neither with ``train.yaml`` nor with ``inference.yaml``."""
+    attempts = [_compose(root, [base, name])[1] for base in ("train.yaml", "inference.yaml")]
+    return [] if not all(attempts) else attempts[0]
 
 
 def readiness(root: Path) -> str | None:
@@ -90,7 +98,7 @@ def _compose(root: Path, files: list[str]) -> tuple[ConfigParser | None, list[st
         parser.parse()
     except (UserError, ValueError, KeyError) as error:
         return None, [f"{' + '.join(files)}: {error}"]
-    return parser, []
+    return parser, check_references(parser.get(), " + ".join(files))
 
 
 def _guarded(check: Callable[[], list[str]]) -> list[str]:
@@ -115,16 +123,21 @@ def _check_pipelines(inference: ConfigParser) -> list[str]:
 
 def _check_network(root: Path) -> list[str]:
     configs = root / "configs"
-    verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(configs / "metadata.json"),
-        config_file=str(configs / "inference.yaml"),
-        device="cpu",
-        n=2,
-        p=2,
-        any=32,
-        bundle_root=str(root),
-    )
+    logger = logging.getLogger(verify_net_in_out.__module__)
+    disabled, logger.disabled = logger.disabled, True  # it lists its own arguments
+    try:
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(configs / "metadata.json"),
+            config_file=str(configs / "inference.yaml"),
+            device="cpu",
+            n=2,
+            p=2,
+            any=32,
+            bundle_root=str(root),
+        )
+    finally:
+        logger.disabled = disabled
     return []
 
 

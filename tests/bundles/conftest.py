@@ -1,0 +1,102 @@
+"""Every bundle of the checkout, and synthetic data of its kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medseg_kit.data.phantoms import ANATOMIES, Scanner, write_phantom_dataset
+
+_FOLDER = Path(__file__).parents[2] / "bundles"
+BUNDLES = sorted(path.parents[1] for path in _FOLDER.glob("*/configs/metadata.json"))
+
+# what makes a smoke run small; only the ids that a bundle has are set
+TINY: dict[str, Any] = {
+    "roi_size": [16, 16, 16],
+    "batch_size": 2,
+    "steps_per_epoch": 2,
+    "val_interval": 1,
+    "train::trainer::max_epochs": 1,
+    "device": "cpu",
+    "amp": "off",
+}
+TIMEOUT_S = 900  # a loaded machine
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """A bundle, synthetic data of its kind, and how to run MONAI's command line on them."""
+
+    root: Path
+    data: Path
+    folder: Path
+
+    def run(
+        self, files: list[str], overrides: dict[str, Any], *, launcher: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m monai.bundle run`` from a foreign working directory."""
+        paths = [str(self.root / "configs" / name) for name in files]
+        options = [f"--{key}={value}" for key, value in overrides.items()]
+        command = [sys.executable, *launcher, "-m", "monai.bundle", "run"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        for name in ("MEDSEG_BUNDLES", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            environment.pop(name, None)
+        return subprocess.run(
+            [*command, f"--config_file={paths}", *options],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+
+    def tiny(self, name: str) -> dict[str, Any]:
+        """Return the small values of the ids that a configuration has."""
+        config = yaml.safe_load((self.root / "configs" / name).read_text())
+        return {key: value for key, value in TINY.items() if key.partition("::")[0] in config}
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    """Return each bundle of the checkout in turn."""
+    root: Path = request.param
+    return root
+
+
+@pytest.fixture
+def segviz_bundles() -> list[Path]:
+    """Return the bundles of the SegViz family."""
+    return [root for root in BUNDLES if root.name.endswith("_segviz")]
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    """Return each bundle with a small fully labelled synthetic data set of its organs."""
+    root: Path = request.param
+    metadata = json.loads((root / "configs" / "metadata.json").read_text())
+    modality = metadata["network_data_format"]["inputs"]["image"]["modality"]
+    organs = yaml.safe_load((root / "configs" / "inference.yaml").read_text())["organs"]
+    anatomy = next(
+        item
+        for item in ANATOMIES.values()
+        if set(organs) <= {structure.organ for structure in item.structures}
+    )
+    folder = tmp_path_factory.mktemp(root.name)
+    data = write_phantom_dataset(
+        folder / "data",
+        organs=organs,
+        counts={"training": 3, "validation": 1, "test": 1},
+        size=(32, 32, 32),
+        scanner=Scanner(modality=modality),
+        anatomy=anatomy,
+    )
+    return Smoke(root, data, folder)

@@ -1,0 +1,117 @@
+"""What every bundle owes the Model Zoo, MONAI Label and this project; found by globbing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ReferenceResolver
+from monai.bundle.properties import InferProperties, TrainProperties
+from monai.bundle.utils import ID_SEP_KEY
+from monai.utils import BundlePropertyConfig
+
+from medseg_kit.bundle.config import component_parameters, load_config
+from medseg_kit.bundle.rules import iterate_strings
+from medseg_kit.bundle.verify import OVERLAYS, overlay_files, verify_bundle
+from medseg_kit.typing import UserError
+
+FAMILY_FILES = ("train.yaml", "inference.yaml", *OVERLAYS)
+ENTRY_IDS = {"imports", "initialize", "run", "finalize", "_meta_", "bundle_root"}
+
+
+def read(root, name):
+    return yaml.safe_load((root / "configs" / name).read_text())
+
+
+def base_of(root, overlay):
+    """Return the configuration an overlay lies on, and the two merged."""
+    errors = []
+    for base in ("train.yaml", "inference.yaml"):
+        own, merged = load_config(root, [base]), None
+        try:
+            merged = load_config(root, [base, overlay])
+            merged.parse()
+        except (UserError, KeyError, ValueError) as error:
+            errors.append(error)
+            continue
+        return own, merged
+    pytest.fail(f"{overlay} composes with neither base: {errors}")
+
+
+def test_verify__nothing_wrong(bundle):
+    wrong = {check: found for check, found in verify_bundle(bundle).items() if found}
+    assert wrong == {}
+
+
+def test_overlays__change_what_exists(bundle):
+    """A key a::b must exist in the base or be an argument of the component it lands in."""
+    for overlay in overlay_files(bundle):
+        own, _ = base_of(bundle, overlay)
+        for key in read(bundle, overlay):
+            parent, _, leaf = str(key).lstrip("+").replace("#", ID_SEP_KEY).rpartition(ID_SEP_KEY)
+            if not parent:
+                continue
+            known = f"{parent}{ID_SEP_KEY}{leaf}" in own
+            new_part = "_target_" not in own[parent]  # a plain group takes new components
+            assert known or new_part or leaf in component_parameters(own[parent]), (overlay, key)
+
+
+def test_ids__are_all_used(bundle):
+    """A top-level id that nothing refers to is a typo or a left-over."""
+    files = ["train.yaml", "inference.yaml", *overlay_files(bundle)]
+    contents = [read(bundle, name) for name in files]
+    used = set(ENTRY_IDS)
+    for content in contents:
+        for _, text in iterate_strings(content):
+            references = ReferenceResolver.match_refs_pattern(text.replace("#", ID_SEP_KEY))
+            used |= {reference.split(ID_SEP_KEY)[0] for reference in references}
+    for properties in (TrainProperties, InferProperties):
+        used |= {item[BundlePropertyConfig.ID].split(ID_SEP_KEY)[0] for item in properties.values()}
+    federation = {"strategy", "num_rounds", "local_epochs"}
+    for name, content in zip(files, contents, strict=True):
+        defined = {str(key).split(ID_SEP_KEY)[0] for key in content}
+        assert defined <= used | federation, name
+
+
+def test_configs__agree_on_labels(bundle):
+    training, inference = read(bundle, "train.yaml"), read(bundle, "inference.yaml")
+    metadata = load_config(bundle, ["inference.yaml"]).get("_meta_")
+    channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    names = [channels[str(value)] for value in range(len(channels))]
+    assert training["organs"] == inference["organs"] == names[1:]
+
+
+def test_family__shares_its_blocks(segviz_bundles):
+    """Only values may differ between the SegViz bundles, never a component or a pipeline."""
+    first, *others = segviz_bundles
+    for name in FAMILY_FILES:
+        reference = _structure(read(first, name))
+        for other in others:
+            assert _structure(read(other, name)) == reference, f"{name} of {other.name}"
+
+
+def _structure(config):
+    """Return a configuration without plain top-level values, name and number of epochs."""
+    blocks = {}
+    for key, value in config.items():
+        holds_code = any(text[:1] in ("$", "@", "%") for _, text in iterate_strings(value))
+        is_block = isinstance(value, dict) or holds_code
+        blocks[key] = value if is_block and key != "bundle_root" else None
+    if "train" in blocks:
+        blocks["train"]["trainer"].pop("max_epochs")
+    return blocks
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_deployed_network__exports(bundle):
+    """The evaluation path passes torch.export and answers with the same numbers."""
+    parser = load_config(bundle, ["inference.yaml"])
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def").eval()
+    inputs = parser["_meta_"]["network_data_format"]["inputs"]["image"]
+    shape = [32] * len(inputs["spatial_shape"])
+    image = torch.rand(1, inputs["num_channels"], *shape)
+    with torch.no_grad():
+        exported = torch.export.export(network, (image,)).module()
+        torch.testing.assert_close(exported(image), network(image))
