@@ -1,0 +1,51 @@
+"""What a run was done with: hardware and versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "SimpleITK")
+
+
+def describe_hardware() -> dict[str, object]:
+    """Return processor, usable cores, memory in GiB and the GPU's name (None without one)."""
+    import psutil
+    import torch
+
+    return {
+        "machine": platform.machine(),
+        "processor": _processor_name(),
+        "cores": num_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Return the versions of Python, of this package and of what its numbers depend on."""
+    from medseg_kit import __version__
+
+    return {
+        "python": platform.python_version(),
+        "medseg_kit": __version__,
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a pseudo file
+            lines = [line for line in file if line.startswith("model name")]
+    except OSError:
+        return platform.processor()
+    return lines[0].partition(":")[2].strip() if lines else platform.processor()

@@ -1,0 +1,83 @@
+"""Label budgets: a view of a data set in which only some training patients are labelled."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from medseg_kit.data.datalist import DATALIST_NAME, read_datalist, write_datalist
+from medseg_kit.data.splits import seeded_order
+from medseg_kit.typing import PathLike, UserError
+
+
+def limit_labels(
+    dataset_dir: PathLike, out: PathLike, *, num_subjects: int, seed: int, keep_unlabelled: bool
+) -> Path:
+    """Write a data set whose training labels are those of `num_subjects` patients; return it.
+
+    Images and labels are links to the original files. The same seed chooses nested patients for
+    growing budgets.
+
+    Args:
+        dataset_dir: Prepared data set.
+        out: Folder to write.
+        num_subjects: Labelled training patients to keep.
+        seed: Decides which.
+        keep_unlabelled: Keep the other training cases without their labels, else leave them out.
+
+    Raises:
+        UserError: If the data set has fewer labelled training patients.
+    """
+    source, folder = Path(dataset_dir).resolve(), Path(out)
+    content = read_datalist(source)
+    subjects = sorted({case["subject"] for case in content["training"] if "label" in case})
+    if not 1 <= num_subjects <= len(subjects):
+        raise UserError(
+            f"label budget {num_subjects} does not fit {source}: "
+            f"it has {len(subjects)} labelled training patients"
+        )
+    chosen = set(seeded_order(subjects, seed=seed)[:num_subjects])
+    training = [_limited(case, case["subject"] in chosen) for case in content["training"]]
+    content["training"] = [case for case in training if keep_unlabelled or "label" in case]
+    folder.mkdir(parents=True, exist_ok=True)
+    for child in source.iterdir():
+        link = folder / child.name
+        if child.is_dir() and not link.exists():
+            link.symlink_to(child, target_is_directory=True)
+    write_datalist(folder, content)
+    return folder
+
+
+def data_digest(folder: PathLike) -> str:
+    """Return the sha256 of a data set's datalist (it holds the files' sums), or of its sites'.
+
+    Args:
+        folder: Prepared data set, or folder of site folders.
+
+    Raises:
+        UserError: If there is no datalist.
+    """
+    path = Path(folder)
+    lists = (
+        [path / DATALIST_NAME]
+        if (path / DATALIST_NAME).is_file()
+        else sorted(path.glob(f"*/{DATALIST_NAME}"))
+    )
+    if not lists:
+        raise UserError(
+            f"{path} holds no {DATALIST_NAME}; prepare the data with `medseg data prepare`"
+        )
+    digest = hashlib.sha256()
+    for item in lists:
+        digest.update(item.relative_to(path).as_posix().encode() + b"\0" + item.read_bytes())
+    return digest.hexdigest()
+
+
+def _limited(case: dict[str, Any], is_labelled: bool) -> dict[str, Any]:
+    if is_labelled or "label" not in case:
+        return case
+    return {
+        **{key: value for key, value in case.items() if key not in ("label", "annotated")},
+        "labelled": False,
+    }

@@ -1,0 +1,134 @@
+"""Runs a study's jobs, each in its own process; a finished one is never repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from medseg_kit import __version__
+from medseg_kit.bundle.paths import resolve_bundle
+from medseg_kit.report.files import write_json, write_text
+from medseg_kit.study.labels import data_digest
+from medseg_kit.study.spec import Job, Study, jobs
+from medseg_kit.study.stages import discard_training
+from medseg_kit.typing import PathLike, UserError
+
+logger = logging.getLogger(__name__)
+
+
+def run_study(
+    study: Study, out: PathLike, *, on_job: Callable[[Job, str], None] | None = None
+) -> list[dict[str, Any]]:
+    """Do all runs that are not finished and return the records of all.
+
+    Writes `out/runs/<job>/record.json` and log.txt per run, and `out/records.jsonl` and
+    `out/study.json` for all. A run whose configuration, data or package version changed is done
+    again.
+
+    Args:
+        study: What to run.
+        out: Output folder; the same one continues a study that was stopped.
+        on_job: Called with each job and "finished before", "started", "done" or "failed".
+
+    Raises:
+        UserError: If data are missing, or, after all other runs, if runs failed; names them.
+    """
+    folder = Path(out).absolute()
+    report = on_job or (lambda job, state: logger.info("%s: %s", job.name, state))
+    plans = {job.name: describe_job(study, job) for job in jobs(study)}
+    write_json(folder / "study.json", asdict(study))
+    records, failures = [], []
+    for job in jobs(study):
+        run_dir = folder / "runs" / job.name
+        record = finished_record(run_dir, plans[job.name]["identity"])
+        if record is not None:
+            report(job, "finished before")
+        else:
+            report(job, "started")
+            record, problem = run_job(run_dir, plans[job.name])
+            report(job, "failed" if record is None else "done")
+            if record is None:
+                failures.append(f"{job.name}: {problem}")
+                continue
+        records.append(record)
+        lines = (json.dumps(item, sort_keys=True, allow_nan=False) + "\n" for item in records)
+        write_text(folder / "records.jsonl", "".join(lines))
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(plans)} runs failed: {'; '.join(failures)}. "
+            "The others are recorded; the same command tries these again"
+        )
+    return records
+
+
+def describe_job(study: Study, job: Job) -> dict[str, Any]:
+    """Return everything that a run depends on, with the digest that identifies it.
+
+    Raises:
+        UserError: If the bundle or a data set does not exist.
+    """
+    spec = job.spec
+    folders = [item for item in (spec.data, spec.sites) if item is not None]
+    plan: dict[str, Any] = {
+        "study": study.name,
+        "spec": asdict(spec),
+        "seed": job.seed,
+        "label_budget": job.label_budget,
+        "test": dict(study.test),
+        "policy": study.policy,
+        "checkpoint_rule": study.checkpoint_rule,
+        "data_sha256": {
+            "training": [data_digest(item) for item in folders],
+            "test": data_digest(study.test["data"]),
+        },
+    }
+    configs = sorted((resolve_bundle(spec.bundle) / "configs").rglob("*.*")) if spec.bundle else []
+    digest = hashlib.sha256(json.dumps({**plan, "package": __version__}, sort_keys=True).encode())
+    for path in [*configs, *([Path(spec.weights)] if spec.weights else [])]:
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return {**plan, "identity": digest.hexdigest()}
+
+
+def finished_record(run_dir: Path, identity: str) -> dict[str, Any] | None:
+    """Return a run's record if it is complete and of this very configuration and data."""
+    path = run_dir / "record.json"
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record if record["identity"] == identity else None
+
+
+def run_job(run_dir: Path, plan: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """Do one run in a new process; return its record, or None and what went wrong."""
+    job_file = run_dir / "job.json"
+    if job_file.is_file() and json.loads(job_file.read_text(encoding="utf-8")) != plan:
+        discard_training(run_dir)
+    write_json(job_file, plan)
+    error_file = run_dir / "error.txt"
+    error_file.unlink(missing_ok=True)
+    words = [sys.executable, "-m", "medseg_kit.study.worker", str(run_dir)]
+    with (
+        (run_dir / "log.txt").open("ab") as log,
+        subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,  # the worker ends when this end closes
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        code = process.wait()
+    record = finished_record(run_dir, plan["identity"])
+    if code == 0 and record is not None:
+        return record, ""
+    if error_file.is_file():
+        return None, error_file.read_text(encoding="utf-8")
+    return None, f"its process ended with code {code}; see {run_dir / 'log.txt'}"

@@ -1,0 +1,230 @@
+"""The study file: which configurations run with which seeds, and on whom they are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medseg_kit.metrics.policy import EMPTY_MASK_SCORES
+from medseg_kit.typing import PathLike, UserError
+
+MODES = ("train", "federate", "evaluate", "command")
+CHECKPOINT_RULES = ("best_validation", "last")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One configuration of a study.
+
+    Attributes:
+        name: Distinct; names the run's folder.
+        mode: `train` (train.yaml on `data`), `federate` (federated.yaml on `sites`), `evaluate`
+            (existing `weights`), or `command` (a program of its own that writes predictions).
+        bundle: Path or name of the bundle.
+        method: Row of the table; runs of one method complement each other, for example one
+            single-organ model a site.
+        data: Prepared data set for training.
+        sites: Folder of site folders.
+        overlays: Configuration files merged onto train.yaml, relative to the bundle's configs; a
+            federation takes the name of one method overlay.
+        overrides: Values by configuration id.
+        rounds: Rounds of a federation; the bundle's own if None.
+        min_cases: Fewest validation cases of a site whose mean may leave it.
+        inference: `overlays` and `overrides` of inference.yaml.
+        organs: Structures to score; all that the test set annotates if None.
+        weights: Weights to evaluate; the bundle's own if None.
+        command: Words of a command; {predictions}, {run_dir}, {test}, {seed} and {label_budget} are
+            replaced.
+        unlabelled: With label budgets, whether the training cases beyond the budget stay, without
+            label ("keep"), or go ("drop").
+    """
+
+    name: str
+    mode: str
+    bundle: str | None = None
+    method: str = ""
+    data: str | None = None
+    sites: str | None = None
+    overlays: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int | None = None
+    min_cases: int = 5
+    inference: Mapping[str, Any] = field(default_factory=dict)
+    organs: tuple[str, ...] | None = None
+    weights: str | None = None
+    command: tuple[str, ...] = ()
+    unlabelled: str = "drop"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file; paths in it are relative to the file.
+
+    Attributes:
+        name: Title of the study.
+        runs: Configurations.
+        test: `data` (prepared data set) and `section` of the cases that decide.
+        seeds: Every run is done once with each.
+        label_budgets: Labelled training patients (of each site); None for all of them.
+        budget: `local_steps` that every trained run must spend, or empty to check only that all
+            spend the same.
+        checkpoint_rule: Which weights are tested: `best_validation` or `last`.
+        policy: Empty-mask policy of the scores.
+        reference: Method that the others are compared with; the first one if None.
+    """
+
+    name: str
+    runs: tuple[RunSpec, ...]
+    test: Mapping[str, str]
+    seeds: tuple[int, ...] = (0,)
+    label_budgets: tuple[int | None, ...] = (None,)
+    budget: Mapping[str, int] = field(default_factory=dict)
+    checkpoint_rule: str = "best_validation"
+    policy: str = "strict"
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study with its seed and label budget."""
+
+    spec: RunSpec
+    seed: int
+    label_budget: int | None
+
+    @property
+    def name(self) -> str:
+        """Return the name of the job's folder."""
+        budget = "" if self.label_budget is None else f"_labels{self.label_budget}"
+        return f"{self.spec.name}{budget}_seed{self.seed}"
+
+
+def load_study(path: PathLike) -> Study:
+    """Read and check a study file.
+
+    Args:
+        path: YAML file.
+
+    Raises:
+        UserError: If the file is missing or no YAML, or an entry is unknown, missing or wrong;
+            names it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"study file {file} does not exist")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold a mapping with `runs` and `test`")
+    return _Reader(file).study(content)
+
+
+def jobs(study: Study) -> list[Job]:
+    """Return the runs x label budgets x seeds of a study, in this order."""
+    return [
+        Job(spec, seed, budget)
+        for spec in study.runs
+        for budget in study.label_budgets
+        for seed in study.seeds
+    ]
+
+
+class _Reader:
+    """Turns the content of one study file into a `Study`; every message names the file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def study(self, content: Mapping[str, Any]) -> Study:
+        bundle = content.get("bundle")
+        values = {key: value for key, value in content.items() if key != "bundle"}
+        self._check_keys(values, Study, "the study")
+        runs = tuple(self.run(entry, bundle) for entry in content["runs"] or ())
+        names = [run.name for run in runs]
+        if not runs or len(set(names)) < len(names):
+            raise UserError(
+                f"{self.file}: `runs` needs at least one run, and distinct names: {names}"
+            )
+        if not isinstance(content["test"], dict) or "data" not in content["test"]:
+            raise UserError(f"{self.file}: `test` needs `data`, a prepared data set")
+        test = {"section": "test", **content["test"], "data": self._path(content["test"]["data"])}
+        lists: dict[str, Any] = {
+            key: tuple(values[key]) for key in ("seeds", "label_budgets") if key in values
+        }
+        settled: dict[str, Any] = {"name": self.file.stem, **values, **lists}
+        study = Study(**{**settled, "runs": runs, "test": test})
+        self._choice("checkpoint_rule", study.checkpoint_rule, CHECKPOINT_RULES)
+        self._choice("policy", study.policy, tuple(EMPTY_MASK_SCORES))
+        if study.reference is not None:
+            self._choice("reference", study.reference, tuple({run.method for run in runs}))
+        if unknown := set(study.budget) - {"local_steps"}:
+            raise UserError(
+                f"{self.file}: unknown budget {sorted(unknown)}; it may say local_steps"
+            )
+        self._check_rule(study)
+        return study
+
+    def run(self, entry: Mapping[str, Any], bundle: str | None) -> RunSpec:
+        name = str(entry.get("name", ""))
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"{self.file}: a run needs a `name` of letters, digits, - and _, got {name!r}"
+            )
+        self._check_keys(entry, RunSpec, f"run {name}")
+        values = {"bundle": bundle, "method": name, **entry}
+        for key in ("overlays", "command", "organs"):
+            if values.get(key) is not None:
+                values[key] = tuple(str(item) for item in values[key])
+        for key in ("data", "sites", "weights"):
+            if values.get(key) is not None:
+                values[key] = self._path(values[key])
+        run = RunSpec(**values)
+        self._choice(f"mode of {name}", run.mode, MODES)
+        self._choice(f"unlabelled of {name}", run.unlabelled, ("drop", "keep"))
+        needed = {
+            "train": ("bundle", "data"),
+            "federate": ("bundle", "sites"),
+            "evaluate": ("bundle",),
+        }
+        for key in needed.get(run.mode, ("command",)):
+            if not getattr(run, key):
+                raise UserError(f"{self.file}: run {name} of mode {run.mode} needs `{key}`")
+        return run
+
+    def _path(self, value: Any) -> str:
+        return str((self.file.parent / str(value)).resolve())
+
+    def _choice(self, what: str, value: str, choices: tuple[str, ...]) -> None:
+        if value not in choices:
+            raise UserError(f"{self.file}: {what} is {value!r}; choose one of {sorted(choices)}")
+
+    def _check_keys(self, content: Mapping[str, Any], kind: type[Any], what: str) -> None:
+        known = {item.name: item for item in dataclasses.fields(kind)}
+        if unknown := sorted(set(content) - set(known)):
+            raise UserError(
+                f"{self.file}: {what} has unknown entries {unknown}; known: {sorted(known)}"
+            )
+        needed = [
+            name
+            for name, item in known.items()
+            if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        ]
+        if missing := [name for name in needed if name not in content and name != "name"]:
+            raise UserError(f"{self.file}: {what} lacks {missing}")
+
+    def _check_rule(self, study: Study) -> None:
+        federations = [run.name for run in study.runs if run.mode == "federate"]
+        if study.checkpoint_rule == "last" and federations:
+            raise UserError(
+                f"{self.file}: checkpoint_rule `last` does not fit {federations}: a federation "
+                "deploys its best round by validation; use best_validation for all runs"
+            )

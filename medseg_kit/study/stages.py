@@ -1,0 +1,245 @@
+"""The stages of one run: train or federate, predict the test cases, evaluate."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medseg_kit.report.files import write_json
+from medseg_kit.report.ledger import metric_curves, of_type, read_ledger
+from medseg_kit.study.evaluation import evaluate_predictions
+from medseg_kit.study.labels import limit_labels
+from medseg_kit.study.references import find_references
+from medseg_kit.study.spec import Job
+from medseg_kit.typing import UserError
+
+
+def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]:
+    """Train, federate or find the weights of a run; return where they are and what they cost.
+
+    A finished training is not repeated: its outcome stands in trained.json.
+
+    Args:
+        job: The run.
+        run_dir: Its folder.
+        checkpoint_rule: "best_validation" or "last".
+
+    Returns:
+        `weights` (path), `selection`, `local_steps`, `seconds`, `curves`.
+
+    Raises:
+        UserError: If the configuration or the data cannot be used.
+    """
+    done = run_dir / "trained.json"
+    if done.is_file():
+        content: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return content
+    started = time.perf_counter()
+    if job.spec.mode == "train":
+        outcome = train(job, run_dir / "training", checkpoint_rule=checkpoint_rule)
+    elif job.spec.mode == "federate":
+        outcome = federate(job, run_dir)
+    else:
+        outcome = existing_weights(job)
+    outcome["seconds"] = round(time.perf_counter() - started, 3)
+    write_json(done, outcome)
+    return outcome
+
+
+def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
+    """Run a bundle's train.yaml with its overlays; continue where a killed one stopped.
+
+    Raises:
+        UserError: If the configuration, or an override, does not fit the bundle.
+    """
+    from medseg_kit.bundle.config import load_config
+
+    data = _training_data(job, job.spec.data or "", out.parent / "data")
+    overrides = {
+        "dataset_dir": data,
+        "output_dir": str(out),
+        "seed": job.seed,
+        **job.spec.overrides,
+    }
+    files = ["train.yaml", *job.spec.overlays]
+    if "resume" in load_config(str(job.spec.bundle), files):
+        overrides["resume"] = True
+    parser = load_config(str(job.spec.bundle), files, overrides=overrides)
+    parser.get_parsed_content("initialize")
+    history = record_history(
+        parser.get_parsed_content("train#trainer"), parser.get_parsed_content("validate#evaluator")
+    )
+    parser.get_parsed_content("run")
+    parser.get_parsed_content("finalize")
+    return {
+        "weights": str(chosen_weights(out, checkpoint_rule)),
+        "selection": checkpoint_rule,
+        "local_steps": int(parser.get_parsed_content("train#step").global_step),
+        "curves": [
+            {"panel": "validation", "series": name, "points": points}
+            for name, points in history.items()
+        ],
+    }
+
+
+def record_history(trainer: Any, evaluator: Any) -> dict[str, list[list[float]]]:
+    """Attach to both engines; return the validation metrics by epoch, filled while they run."""
+    from ignite.engine import Events
+
+    history: dict[str, list[list[float]]] = {}
+
+    def note() -> None:
+        for name, value in evaluator.state.metrics.items():
+            if isinstance(value, float):
+                history.setdefault(name, []).append([float(trainer.state.epoch), value])
+
+    evaluator.add_event_handler(Events.COMPLETED, note)
+    return history
+
+
+def chosen_weights(out: Path, checkpoint_rule: str) -> Path:
+    """Return the file with the weights that the rule chooses, as a bare state dict.
+
+    Raises:
+        UserError: If training left no such file.
+    """
+    import torch
+
+    wanted = out / ("model.pt" if checkpoint_rule == "best_validation" else "checkpoint.pt")
+    if not wanted.is_file():
+        raise UserError(f"training left no {wanted}; check its handlers (CheckpointSaver, Resume)")
+    if checkpoint_rule == "best_validation":
+        return wanted
+    last = out / "last.pt"
+    torch.save(torch.load(wanted, map_location="cpu", weights_only=True)["network"], last)
+    return last
+
+
+def federate(job: Job, run_dir: Path) -> dict[str, Any]:
+    """Run a federation in this process; it continues after its last complete round.
+
+    Raises:
+        UserError: If the bundle, a site or an option does not fit.
+    """
+    from medseg_kit.data.datalist import site_folders
+    from medseg_kit.fl.plan import Options
+    from medseg_kit.fl.simulation import simulate
+
+    if len(job.spec.overlays) > 1:
+        raise UserError(
+            f"run {job.spec.name}: a federation takes one method overlay, got {job.spec.overlays}"
+        )
+    sites = {
+        name: Path(_training_data(job, folder, run_dir / "data" / name))
+        for name, folder in site_folders(job.spec.sites or "").items()
+    }
+    options = Options(
+        rounds=job.spec.rounds,
+        method=Path(job.spec.overlays[0]).stem if job.spec.overlays else None,
+        seed=job.seed,
+        overrides=job.spec.overrides,
+        min_cases=job.spec.min_cases,
+    )
+    out = run_dir / "federation"
+    summary = simulate(str(job.spec.bundle), sites, out, options=options)
+    records = read_ledger(out)
+    steps: dict[str, int] = {}
+    for record in of_type(records, "site"):
+        steps[record["site"]] = steps.get(record["site"], 0) + (record["num_steps"] or 0)
+    return {
+        "weights": str(out / "global" / "model.pt"),
+        "selection": summary["selection"],
+        "local_steps": max(steps.values(), default=0),
+        "curves": metric_curves(records),
+    }
+
+
+def existing_weights(job: Job) -> dict[str, Any]:
+    """Return the weights of a run that trains nothing here; a command brings its own."""
+    weights = job.spec.weights
+    if weights is None and job.spec.mode == "evaluate":
+        from medseg_kit.bundle.paths import resolve_bundle
+
+        weights = str(resolve_bundle(str(job.spec.bundle)) / "models" / "model.pt")
+    return {"weights": weights, "selection": "as given", "local_steps": None, "curves": []}
+
+
+def predict(job: Job, out: Path, *, weights: str | None, test: Mapping[str, str]) -> None:
+    """Write the test cases' predictions, by the bundle's inference.yaml or the run's command.
+
+    Raises:
+        UserError: If a case fails, weights do not fit, or the command ends with another code than
+            0.
+    """
+    if job.spec.mode == "command":
+        run_command(job, out, test=test)
+        return
+    from medseg_kit.bundle.config import load_config
+
+    overrides = {
+        "dataset_dir": test["data"],
+        "output_dir": str(out),
+        "checkpoint": weights,
+        "predictor#options#section": test["section"],
+        **job.spec.inference.get("overrides", {}),
+    }
+    files = ["inference.yaml", *job.spec.inference.get("overlays", ())]
+    parser = load_config(str(job.spec.bundle), files, overrides=overrides)
+    parser.get_parsed_content("predictor").predict()
+
+
+def run_command(job: Job, out: Path, *, test: Mapping[str, str]) -> None:
+    """Run a program that writes predictions; its output goes to the run's log.
+
+    Raises:
+        UserError: If it ends with another code than 0.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    values = {
+        "predictions": str(out),
+        "run_dir": str(out.parent),
+        "test": test["data"],
+        "seed": str(job.seed),
+        "label_budget": "" if job.label_budget is None else str(job.label_budget),
+    }
+    words = [word.format(**values) for word in job.spec.command]
+    try:
+        code = subprocess.run(words, check=False).returncode
+    except OSError as error:
+        raise UserError(f"run {job.spec.name}: cannot start {words[0]}: {error}") from error
+    if code != 0:
+        raise UserError(f"run {job.spec.name}: {' '.join(words)} ended with code {code}")
+
+
+def evaluate(
+    job: Job, predictions: Path, *, test: Mapping[str, str], policy: str
+) -> list[dict[str, Any]]:
+    """Return the score rows of the test cases.
+
+    Raises:
+        UserError: If a prediction is missing or the grids differ.
+    """
+    organs = None if job.spec.organs is None else list(job.spec.organs)
+    references = find_references(test["data"], section=test["section"], organs=organs)
+    records = evaluate_predictions(predictions, references, policy=policy)
+    return [record.to_dict() for record in records]
+
+
+def discard_training(run_dir: Path) -> None:
+    """Remove what a run of another configuration left in the folder."""
+    if run_dir.is_dir():
+        shutil.rmtree(run_dir)
+
+
+def _training_data(job: Job, data: str | Path, view: Path) -> str:
+    if job.label_budget is None:
+        return str(data)
+    keep = job.spec.unlabelled == "keep"
+    return str(
+        limit_labels(data, view, num_subjects=job.label_budget, seed=job.seed, keep_unlabelled=keep)
+    )

@@ -1,0 +1,117 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medseg_kit.cli.report import report
+from medseg_kit.report.comparison import read_records
+from medseg_kit.study.runner import run_study
+from medseg_kit.study.spec import load_study
+from medseg_kit.typing import UserError
+
+FAKE = Path(__file__).with_name("fake_run.py")
+
+
+def command(shift, *more):
+    return [sys.executable, str(FAKE), "{predictions}", "{test}", str(shift), *map(str, more)]
+
+
+def study_file(folder, runs, **changes):
+    path = folder / "study.yaml"
+    content = {"name": "toy", "test": {"data": "data"}, "runs": runs} | changes
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def starts(out, job):
+    return (out / "runs" / job / "starts.txt").read_text().count("start")
+
+
+@pytest.mark.slow
+def test_study__killed_and_started_again_repeats_no_finished_run(dataset, tmp_path):
+    wait = tmp_path / "wait"
+    wait.touch()
+    runs = [
+        {"name": "exact", "mode": "command", "command": command(0)},
+        {"name": "moved", "mode": "command", "command": command(1, wait)},
+    ]
+    file, out = study_file(tmp_path, runs), tmp_path / "out"
+    words = [sys.executable, "-m", "medseg_kit.cli", "study", str(file), "--out", str(out)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    marker = out / "runs" / "moved_seed0" / "starts.txt"
+    deadline = time.monotonic() + 120
+    while not marker.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert [record["run"] for record in read_records(out)] == ["exact"]
+    time.sleep(0.5)  # the worker ends with the study, so that the lock is free
+    wait.unlink()
+    finished = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert "exact_seed0: finished before" in finished.stdout
+    assert "moved minus exact" in finished.stdout
+    assert starts(out, "exact_seed0") == 1
+    assert starts(out, "moved_seed0") == 2
+    records = read_records(out)
+    assert [record["run"] for record in records] == ["exact", "moved"]
+    check_record(records[1])
+    check_report(out, tmp_path / "report")
+
+
+def check_record(record):
+    for key in (
+        "configuration",
+        "data_sha256",
+        "hardware",
+        "versions",
+        "seconds",
+        "checkpoint_rule",
+    ):
+        assert record[key]
+    assert (record["seed"], record["local_steps"]) == (0, None)
+    dice = {row["case"]: row["dice"] for row in record["cases"] if row["label"] == "liver"}
+    assert dice == pytest.approx({"p0": 0.75, "p1": 0.75, "p2": 0.75})
+
+
+def check_report(out, folder):
+    assert report(str(out), out=str(folder)) == 0
+    for name in ("table.csv", "tests.csv", "dice.svg", "hd95_mm.png", "report.html"):
+        assert (folder / name).is_file()
+    assert len(list((folder / "overlays").glob("*.png"))) == 8
+    comparison = json.loads((folder / "comparison.json").read_text())
+    liver = next(
+        row for row in comparison["table"] if (row["model"], row["label"]) == ("moved", "liver")
+    )
+    assert liver["dice_low"] == pytest.approx(0.75)
+    assert liver["num_patients"] == 3
+
+
+@pytest.mark.slow
+def test_study__changed_configuration_is_run_again_and_failures_are_named(dataset, tmp_path):
+    out = tmp_path / "out"
+    run = {"name": "a", "mode": "command", "command": command(0)}
+    run_study(load_study(study_file(tmp_path, [run])), out)
+    changed = run | {"command": command(1)}
+    broken = {"name": "b", "mode": "command", "command": ["false"]}
+    states = []
+    with pytest.raises(
+        UserError, match="1 of 2 runs failed: b_seed0: run b: false ended with code 1"
+    ):
+        run_study(
+            load_study(study_file(tmp_path, [changed, broken])),
+            out,
+            on_job=lambda job, state: states.append((job.name, state)),
+        )
+    assert states == [
+        ("a_seed0", "started"),
+        ("a_seed0", "done"),
+        ("b_seed0", "started"),
+        ("b_seed0", "failed"),
+    ]
+    assert read_records(out)[0]["cases"][0]["dice"] == pytest.approx(0.75)

@@ -1,0 +1,68 @@
+import pytest
+import yaml
+
+from medseg_kit.study.spec import jobs, load_study
+from medseg_kit.typing import UserError
+
+RUN = {"name": "local", "mode": "train", "data": "site"}
+
+
+def write(tmp_path, **changes):
+    content = {"bundle": "toy", "test": {"data": "test"}, "runs": [RUN]} | changes
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in content.items() if value != "leave"})
+    )
+    return path
+
+
+def test_load_study__defaults_and_relative_paths(tmp_path):
+    study = load_study(write(tmp_path))
+    assert (study.name, study.seeds, study.checkpoint_rule, study.policy) == (
+        "study",
+        (0,),
+        "best_validation",
+        "strict",
+    )
+    assert study.runs[0].data == str(tmp_path / "site")
+    assert study.test == {"data": str(tmp_path / "test"), "section": "test"}
+    assert (study.runs[0].method, study.runs[0].bundle) == ("local", "toy")
+
+
+def test_jobs__configurations_budgets_seeds(tmp_path):
+    study = load_study(
+        write(tmp_path, seeds=[0, 1], label_budgets=[3, 7], runs=[RUN, RUN | {"name": "b"}])
+    )
+    names = [job.name for job in jobs(study)]
+    assert len(set(names)) == 8
+    assert names[0] == "local_labels3_seed0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, r"unknown entries \['seed'\]"),
+        ({"test": "leave"}, r"lacks \['test'\]"),
+        ({"runs": [RUN | {"epochs": 3}]}, r"run local has unknown entries \['epochs'\]"),
+        ({"runs": [RUN, RUN]}, "distinct names"),
+        ({"runs": [RUN | {"mode": "trian"}]}, "mode of local is 'trian'"),
+        ({"runs": [{"name": "f", "mode": "federate"}]}, "needs `sites`"),
+        ({"runs": [RUN | {"name": "a b"}]}, "'a b'"),
+        ({"checkpoint_rule": "luckiest"}, "checkpoint_rule is 'luckiest'"),
+        ({"policy": "kind"}, "policy is 'kind'"),
+        ({"reference": "nothing"}, "reference is 'nothing'"),
+        ({"budget": {"hours": 3}}, "local_steps"),
+        (
+            {"checkpoint_rule": "last", "runs": [{"name": "f", "mode": "federate", "sites": "s"}]},
+            "best_validation",
+        ),
+    ],
+)
+def test_load_study__mistakes_are_named(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_study(write(tmp_path, **changes))
+
+
+def test_load_study__missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml does not exist"):
+        load_study(tmp_path / "none.yaml")
