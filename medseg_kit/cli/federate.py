@@ -142,24 +142,27 @@ def load_recipe() -> ModuleType:
 
 
 def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
-    """Return ``id=value`` words as a mapping; values are read as YAML.
+    """Return ``id=value`` words as a mapping; values are read as JSON, anything else is a word.
 
-    >>> parse_overrides(["learning_rate=0.001", "amp=bf16"])
-    {'learning_rate': 0.001, 'amp': 'bf16'}
+    >>> parse_overrides(["learning_rate=1e-3", "amp=off"])
+    {'learning_rate': 0.001, 'amp': 'off'}
 
     Raises:
         UserError: For a word without an id or a value.
     """
-    import yaml
+    import json
 
     from medseg_kit.typing import UserError
 
-    overrides = {}
+    overrides: dict[str, Any] = {}
     for item in items:
         identifier, equals, text = item.partition("=")
         if not identifier or not equals:
             raise UserError(f"--set {item}: write id=value, e.g. --set learning_rate=0.001")
-        overrides[identifier.strip()] = yaml.safe_load(text)
+        try:
+            overrides[identifier.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            overrides[identifier.strip()] = text
     return overrides
 
 

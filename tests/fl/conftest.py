@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))  # the bundle names its parts by dotted path
 
-from toy_federation import install_bundle, make_site
+from gates import global_state, toy_options
+from toy_federation import install_bundle, make_sites
+
+from medseg_kit.fl.client import SiteClient
+from medseg_kit.fl.simulation import simulate
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +34,35 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def sites(tmp_path):
-    """Three sites of 2, 2 and 4 training cases."""
-    for number, (name, training) in enumerate((("a", 2), ("b", 2), ("c", 4))):
-        make_site(tmp_path / "sites" / name, training=training, seed=number)
-    return tmp_path / "sites"
+    return make_sites(tmp_path / "sites")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A federation of three rounds: its folders, summary, requests and global weights by round."""
+    folder = tmp_path_factory.mktemp("finished")
+    found = SimpleNamespace(
+        bundle=install_bundle(folder / "toy_bundle"),
+        sites=make_sites(folder / "sites"),
+        out=folder / "out",
+        received={},
+        states={},
+    )
+    handle = SiteClient.handle
+
+    def spy(client, request):
+        name = client.config.name
+        found.received[request.kind, request.round_number, name] = dict(request.state)
+        return handle(client, request)
+
+    def remember(record):
+        found.states[record["round"]] = global_state(found.out)
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+        patch.setattr(SiteClient, "handle", spy)
+        torch.set_num_threads(1)
+        found.summary = simulate(
+            found.bundle, found.sites, found.out, options=toy_options(), on_round=remember
+        )
+    return found

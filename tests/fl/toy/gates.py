@@ -8,10 +8,21 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from medseg_kit.fl.handshake import config_files
-from medseg_kit.fl.plan import read_plan
+from medseg_kit.fl.ledger import read_ledger
+from medseg_kit.fl.plan import Options, read_plan
 from medseg_kit.fl.simulation import simulate
 from medseg_kit.fl.state import copy_state, digest, select
 from medseg_kit.fl.store import ServerStore
+
+
+def toy_options(**options):
+    """Return options under which the toy's single validation case of a site may be reported."""
+    return Options(**{"min_cases": 1, **options})
+
+
+def records(out, kind):
+    """Return the ledger records of one type."""
+    return [record for record in read_ledger(out / "ledger.jsonl") if record["type"] == kind]
 
 
 def global_state(out):

@@ -78,6 +78,13 @@ def make_site(folder, *, training=2, validation=1, annotated=ORGANS, seed=0, nam
     return folder
 
 
+def make_sites(folder):
+    """Write the sites a, b and c with 2, 2 and 4 training cases and return their folder."""
+    for number, (name, training) in enumerate((("a", 2), ("b", 2), ("c", 4))):
+        make_site(Path(folder) / name, training=training, seed=number)
+    return Path(folder)
+
+
 def _patient(generator, annotated):
     label = np.zeros((SIDE,) * 3, dtype=np.uint8)
     for value, organ in enumerate(ORGANS, start=1):

@@ -1,0 +1,145 @@
+"""NVIDIA FLARE: the same bits as in one process, and jobs without code or paths."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import pytest
+import torch
+from gates import global_state, records, toy_options
+from toy_federation import make_site, subprocess_environment
+
+from medseg_kit.fl.messages import Reply, Request
+from medseg_kit.fl.simulation import simulate
+from medseg_kit.fl.state import digest
+from medseg_kit.typing import UserError
+
+pytest.importorskip("nvflare")
+# importing nvflare 2.9 itself warns of deprecated names in its dependencies
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_simulator__gives_the_same_weights_as_one_process(bundle, tmp_path, monkeypatch):
+    from medseg_kit.fl.adapters.flare import recipe
+
+    for name, organ in (("a", "left"), ("b", "right")):
+        make_site(tmp_path / "sites" / name, annotated=[organ])
+    # selective synchronisation: every site has its own keys and its own task
+    options = toy_options(method="segviz", rounds=2, overrides={"learning_rate": 0.01})
+    one = simulate(bundle, tmp_path / "sites", tmp_path / "one", options=options)
+    for name, value in subprocess_environment().items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "flare"
+    two = recipe.simulate(bundle, tmp_path / "sites", out, options=options)
+    assert two["digest"] == one["digest"]
+    assert digest(global_state(out)) == digest(global_state(tmp_path / "one"))
+    for ours, theirs in zip(records(tmp_path / "one", "site"), records(out, "site"), strict=True):
+        for name in ("site", "status", "digest", "metrics", "update_norm", "received_keys"):
+            assert ours[name] == theirs[name]
+    ours, theirs = (
+        torch.load(folder / "global" / "model.pt", weights_only=True)
+        for folder in (tmp_path / "one", out)
+    )
+    assert digest(ours) == digest(theirs)
+
+
+def test_verified_summary__job_that_did_nothing(tmp_path):
+    from medseg_kit.fl.adapters.flare.recipe import _verified_summary
+
+    with pytest.raises(UserError, match="ended with code 0 after 0 of 2 rounds"):
+        _verified_summary(tmp_path, 2, 0, tmp_path / "simulator.log")
+
+
+def test_export__job_names_the_bundle_only(bundle, tmp_path):
+    from medseg_kit.fl.adapters.flare import recipe
+
+    options = toy_options(method="segviz", rounds=2, overrides={"learning_rate": 0.01})
+    job = recipe.export(bundle, tmp_path / "job", options=options, sites=["a", "b"])
+    files = sorted(path.relative_to(job).as_posix() for path in job.rglob("*") if path.is_file())
+    assert files == [
+        "app/config/config_fed_client.json",
+        "app/config/config_fed_server.json",
+        "meta.json",
+    ]
+    text = "".join((job / name).read_text() for name in files)
+    assert str(tmp_path) not in text
+    client = json.loads((job / files[0]).read_text())["executors"][0]["executor"]["args"]
+    assert "{WORKSPACE}/local/medseg_site.yaml" in client["command"]
+    assert client["command"][-4:] == ["--set", "learning_rate=0.01", "--method", "segviz"]
+    server = json.loads((job / files[1]).read_text())["workflows"][0]["args"]
+    assert (server["bundle"], server["sites"]) == ("toy_bundle", ["a", "b"])
+    with pytest.raises(UserError, match="exists already"):
+        recipe.export(bundle, tmp_path / "job", options=options)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train#step#_target_": "os.system"}, "may not change what a site runs"),
+        ({"run": "x"}, "may not change what a site runs"),
+        ({"learning_rate": "$print(1)"}, "plain values only"),
+        ({"amp": "{SECRET}"}, "plain values only"),
+        ({"organs": ["a"]}, "numbers, words and true or false"),
+    ],
+)
+def test_scalar_overrides__refuses_code(overrides, message):
+    from medseg_kit.fl.adapters.flare.exchange import scalar_overrides
+
+    with pytest.raises(UserError, match=message):
+        scalar_overrides(overrides)
+    assert scalar_overrides({"amp": "bf16", "mu": 0.5}) == {"amp": "bf16", "mu": 0.5}
+
+
+def test_exchange__round_trip_keeps_bits_and_shapes():
+    from medseg_kit.fl.adapters.flare.exchange import to_model, to_reply, to_request
+
+    state = {"w": torch.randn(2, 3), "n": torch.tensor(7), "h": torch.ones(2, dtype=torch.float16)}
+    request = to_request(to_model(Request("train", "id", 3, 9, state=state)))
+    assert (request.kind, request.run_id, request.num_rounds) == ("train", "id", 9)
+    assert digest(request.state) == digest(state)
+    reply = to_reply(to_model(Reply("a", "train", 3, {"num_samples": 2}, None, state)))
+    assert (reply.site, reply.round_number, reply.content) == ("a", 3, {"num_samples": 2})
+    assert digest(reply.state) == digest(state)
+
+
+def _job(bundle):
+    return argparse.Namespace(
+        bundle=os.fspath(bundle), method="segviz", seed=4, set=["learning_rate=0.5"]
+    )
+
+
+def test_site_file__holds_the_paths_and_the_sites_own_rules(bundle, tmp_path):
+    from medseg_kit.fl.adapters.flare.client import read_site_config
+
+    path = tmp_path / "medseg_site.yaml"
+    path.write_text(f"dataset_dir: {tmp_path / 'data'}\nmin_cases: 7\noverrides: {{x: 1}}\n")
+    config = read_site_config(path, name="a", job=_job(bundle))
+    assert (config.dataset_dir, config.min_cases) == (tmp_path / "data", 7)
+    assert config.output_dir == tmp_path / "medseg"
+    assert config.overrides(5) == {
+        "learning_rate": 0.5,
+        "x": 1,
+        "dataset_dir": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "medseg"),
+        "site": "a",
+        "seed": 4,
+        "num_rounds": 5,
+    }
+
+
+@pytest.mark.parametrize("content", [None, "min_cases: 1", "dataset_dir: x\npath: y"])
+def test_site_file__missing_or_wrong(bundle, tmp_path, content):
+    from medseg_kit.fl.adapters.flare.client import read_site_config
+
+    path = tmp_path / "medseg_site.yaml"
+    if content:
+        path.write_text(content)
+    with pytest.raises(UserError, match="dataset_dir"):
+        read_site_config(path, name="a", job=_job(bundle))
