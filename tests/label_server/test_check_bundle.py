@@ -9,9 +9,6 @@ import pytest
 import torch
 import yaml
 
-# MONAI 1.6's LoadImage warns of an optional DICOM decoder wherever it is not installed.
-pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
-
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 PIPELINES = "medseg_kit.transforms.pipelines"
 INFERENCE = {
