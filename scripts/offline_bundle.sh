@@ -3,11 +3,12 @@
 # Usage: scripts/offline_bundle.sh [OUT]      (default: offline/)
 # Carry OUT over and run its install.sh there. The wheels fit the same Python version and kind of machine;
 # the torch wheel is the one that pip finds here (a CPU build, or the CUDA build with its libraries).
+# PYTHON names an interpreter with pip to collect with, instead of .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:-offline}
-bash scripts/setup_env.sh
-python="${MEDSEG_VENV:-.venv}/bin/python"
+[ -n "${PYTHON:-}" ] || bash scripts/setup_env.sh
+python=${PYTHON:-${MEDSEG_VENV:-.venv}/bin/python}
 pip=("$python" -m pip --disable-pip-version-check)
 
 [ ! -e "$out/install.sh" ] || { echo "error: $out holds an earlier collection; remove it first" >&2; exit 1; }

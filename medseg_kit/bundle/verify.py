@@ -68,8 +68,8 @@ def verify_bundle(bundle: PathLike) -> dict[str, list[str]]:
 
 def _check_overlay(root: Path, name: str) -> list[str]:
     """Return why an overlay composes neither with ``train.yaml`` nor with ``inference.yaml``."""
-    attempts = [_compose(root, [base, name])[1] for base in ("train.yaml", "inference.yaml")]
-    return [] if not all(attempts) else attempts[0]
+    problems = _compose(root, ["train.yaml", name])[1]
+    return problems if problems and _compose(root, ["inference.yaml", name])[1] else []
 
 
 def readiness(root: Path) -> str | None:
