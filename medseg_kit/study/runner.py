@@ -109,7 +109,7 @@ def finished_record(run_dir: Path, identity: str) -> dict[str, Any] | None:
 def run_job(run_dir: Path, plan: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """Do one run in a new process; return its record, or None and what went wrong."""
     job_file = run_dir / "job.json"
-    if job_file.is_file() and json.loads(job_file.read_text(encoding="utf-8")) != plan:
+    if job_file.is_file() and _identity(job_file) != plan["identity"]:
         discard_training(run_dir)
     write_json(job_file, plan)
     error_file = run_dir / "error.txt"
@@ -132,3 +132,7 @@ def run_job(run_dir: Path, plan: dict[str, Any]) -> tuple[dict[str, Any] | None,
     if error_file.is_file():
         return None, error_file.read_text(encoding="utf-8")
     return None, f"its process ended with code {code}; see {run_dir / 'log.txt'}"
+
+
+def _identity(job_file: Path) -> str:
+    return str(json.loads(job_file.read_text(encoding="utf-8"))["identity"])
