@@ -12,11 +12,13 @@ import os
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 SHORT_OPTIONS = {"i": "input", "o": "out"}
 _NUMBER = re.compile(r"-(\d|\.\d)")
+_ITEM = re.compile(r"""(?:\[[^\]]*\]|\([^)]*\)|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -72,9 +74,9 @@ def normalise(function: Callable[..., Any], arguments: Sequence[str]) -> list[st
             positional.append(word)
             continue
         name, value = _read_option(word, words, parameters, parsers)
-        if name in options:
+        if name in options and not isinstance(parsers.get(name), _ListReader):
             raise UsageError(f"option {_flag(name)} is given twice")
-        options[name] = value
+        options[name] = f"{options[name]},{value}" if name in options else value
     _check_complete(parameters, options, positional)
     for name, value in options.items():
         _check_value(name, value, parsers)
@@ -108,12 +110,22 @@ def expand_short_option(letter: str, parameters: Mapping[str, inspect.Parameter]
         letter: What follows the single hyphen.
         parameters: Parameters of the command; the letter comes back when nothing matches.
     """
-    preferred = SHORT_OPTIONS.get(letter, "")
-    for name in (preferred, f"{preferred}_dir", f"{preferred}put"):
-        if name in parameters:
-            return name
+    if letter in SHORT_OPTIONS:
+        preferred = SHORT_OPTIONS[letter]
+        names = (preferred, f"{preferred}_dir", f"{preferred}put")
+        return next((name for name in names if name in parameters), letter)
     matching = [name for name in parameters if name.startswith(letter)]
     return matching[0] if len(matching) == 1 else letter
+
+
+@dataclass(frozen=True)
+class _ListReader:
+    """Reads items separated by commas; such an option may also be repeated."""
+
+    element: Callable[[str], Any]
+
+    def __call__(self, text: str) -> list[Any]:
+        return [self.element(item) for item in _split(text)]
 
 
 def _reader(annotation: Any) -> Callable[[str], Any] | None:
@@ -126,8 +138,7 @@ def _reader(annotation: Any) -> Callable[[str], Any] | None:
         return str
     origin = get_origin(plain)
     if isinstance(origin, type) and issubclass(origin, (list, tuple, Sequence)):
-        element = _reader(get_args(plain)[0]) or str
-        return lambda text: [element(item) for item in _split(text)]
+        return _ListReader(_reader(get_args(plain)[0]) or str)
     return None
 
 
@@ -140,7 +151,12 @@ def _plain(annotation: Any) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    return [item.strip().strip("'\"") for item in text.strip("[]()").split(",") if item.strip()]
+    """Return the items between commas; commas inside brackets or quotes separate nothing."""
+    text = text.strip()
+    if text[:1] in ("[", "(") and text[-1:] in ("]", ")"):
+        text = text[1:-1]
+    items = _ITEM.findall(text)
+    return [item.strip().strip("'\"") for item in items if item.strip()]
 
 
 def _read_bool(text: str) -> bool:

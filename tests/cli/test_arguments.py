@@ -48,6 +48,11 @@ def test_call__lists(text):
     assert call(command, ["b", "i", "o", "--organs", text])["organs"] == ["liver", "spleen"]
 
 
+def test_call__list_options_repeat_and_keep_brackets():
+    words = ["b", "i", "o", "--organs", "set=[liver, spleen]", "--organs=a=1,b=(2, 3)"]
+    assert call(command, words)["organs"] == ["set=[liver, spleen]", "a=1", "b=(2, 3)"]
+
+
 def test_call__switches_can_be_negated():
     assert call(command, ["b", "i", "o", "--no-overwrite"])["overwrite"] is False
     assert call(command, ["b", "i", "o", "--overwrite=false"])["overwrite"] is False
