@@ -1,0 +1,1 @@
+"""The demonstration: a federation of partly labelled sites, its rivals, and what came out."""
