@@ -20,6 +20,7 @@ from monai.transforms import (
     EnsureTyped,
     FgBgToIndicesd,
     Invertd,
+    Lambdad,
     LoadImaged,
     NormalizeIntensityd,
     Orientationd,
@@ -39,6 +40,7 @@ from monai.utils.enums import CommonKeys
 from medseg_kit.transforms.spacing import Spacingd
 
 AXIS_NAMES = (("L", "R"), ("P", "A"), ("I", "S"))
+MAX_BACKGROUND_CENTRES = 20_000
 
 
 class VolumePreprocessing(Compose):
@@ -137,6 +139,7 @@ def volume_training(
         CastToTyped(keys=CommonKeys.LABEL, dtype=torch.uint8),
         SpatialPadd(keys=keys, spatial_size=roi_size),
         FgBgToIndicesd(keys=CommonKeys.LABEL),
+        Lambdad(keys=f"{CommonKeys.LABEL}_bg_indices", func=_thin),
         RandCropByPosNegLabeld(
             keys=keys,
             label_key=CommonKeys.LABEL,
@@ -155,6 +158,8 @@ def volume_training(
             RandAffined(
                 keys=keys,
                 prob=0.7,
+                spatial_size=roi_size,
+                cache_grid=True,
                 rotate_range=[angle] * 3,
                 scale_range=[scaling] * 3,
                 mode=["bilinear", "nearest"],
@@ -164,6 +169,11 @@ def volume_training(
     if intensity:
         steps += _intensity_augmentation(intensity)
     return Compose(steps)
+
+
+def _thin(indices: torch.Tensor) -> torch.Tensor:
+    """Keep every n-th of the candidate crop centres: MONAI copies them for each crop."""
+    return indices[:: max(1, len(indices) // MAX_BACKGROUND_CENTRES)]
 
 
 def _intensity_augmentation(amount: float) -> list[Transform]:
