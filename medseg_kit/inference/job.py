@@ -118,7 +118,7 @@ def findings_of(
         spacing_lost: Voxel size unknown: no volumes in ml.
     """
     counts = _counts(labels, len(names))
-    faces = [labels.take(index, axis=axis) for axis in range(3) for index in (0, -1)]
+    faces = [labels.swapaxes(0, axis)[index] for axis in range(3) for index in (0, -1)]
     at_border = _counts(np.concatenate([face.ravel() for face in faces]), len(names))
     present = answer.labels > 0
     confidence = torch.sigmoid(answer.leads[present]).double().cpu().numpy()
@@ -151,7 +151,8 @@ def findings_of(
 
 def _counts(labels: np.ndarray, num_labels: int) -> np.ndarray:
     """Return the number of voxels of the labels 1, 2, ..."""
-    present = labels[labels > 0]
+    flat = labels.ravel(order="K")
+    present = flat[flat > 0]
     counts = np.zeros(num_labels + 1, dtype=np.int64)
     for start in range(0, present.size, 1 << 20):  # bincount turns its input into 8-byte integers
         counts += np.bincount(present[start : start + (1 << 20)], minlength=num_labels + 1)

@@ -1,0 +1,274 @@
+"""Measure speed and memory against plain peers, interleaved, as medians and ratios.
+
+    python scripts/benchmark.py --out benchmark.json                       # all rows, full size
+    python scripts/benchmark.py --rows prediction,help --shape 256,256,64 --cases 2 --repeats 1
+
+Each row is one function that returns records. Peer and own code get the same threads, window and
+batch; they run in turn, so a busy machine disturbs both. Trust ratios, not seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+Arguments = argparse.Namespace
+
+
+def run_process(command: Sequence[str], folder: Path, threads: int) -> tuple[float, float]:
+    """Return the seconds and the peak memory in GB of a command, its worker processes included."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    log = folder / "log.txt"
+    start = time.perf_counter()
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=stream, stderr=stream
+        )
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, memory_of(process.pid))
+            time.sleep(0.05)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
+    return seconds, peak
+
+
+def memory_of(pid: int) -> float:
+    """Return the resident memory of a process and its children in GB; 0 once it has ended."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        members = [process, *process.children(recursive=True)]
+        return sum(member.memory_info().rss for member in members) / 1e9
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
+    """Return the results of each variant, run in turn ``repeats`` times."""
+    results: dict[str, list[Any]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, function in variants.items():
+            results[name].append(function())
+    return results
+
+
+def timed(function: Callable[[], Any]) -> Callable[[], float]:
+    """Return a function that returns the seconds of another."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+
+    return measure
+
+
+def compare(
+    row: str, peer: Sequence[float], own: Sequence[float], goal: float, **more: Any
+) -> Record:
+    """Return a record: medians, and how many times faster (or smaller) than the peer."""
+    median_peer, median_own = statistics.median(peer), statistics.median(own)
+    return {
+        "row": row,
+        "peer": round(median_peer, 4),
+        "own": round(median_own, 4),
+        "ratio": round(median_peer / median_own, 3),
+        "goal": goal,
+        **more,
+    }
+
+
+def prediction(arguments: Arguments) -> list[Record]:
+    """Batch prediction in full precision and in fast mode, and its peak memory, against MONAI."""
+    from benchmark_data import write_bundle, write_cases
+
+    work = Path(arguments.work)
+    shape = tuple(int(side) for side in arguments.shape.split(","))
+    images = work / f"images_{arguments.shape.replace(',', 'x')}_{arguments.cases}"
+    write_cases(images, shape, arguments.cases)
+    bundle = write_bundle(work / "bundles" / "benchmark_ct_unet")
+
+    def run(config: str, name: str, *more: str) -> Callable[[], tuple[float, float]]:
+        def measure() -> tuple[float, float]:
+            shutil.rmtree(work / name, ignore_errors=True)
+            words = [sys.executable, "-m", "monai.bundle", "run", "--config_file"]
+            words += [str(bundle / "configs" / config), "--dataset_dir", str(images)]
+            words += ["--output_dir", str(work / name), *more]
+            return run_process(words, work, arguments.threads)
+
+        return measure
+
+    variants = {
+        "stock": run("stock.yaml", "stock"),
+        "lean": run("inference.yaml", "lean"),
+        "fast": run("inference.yaml", "fast", "--fast", "True"),
+    }
+    results = interleaved(variants, arguments.repeats)
+    seconds = {name: [pair[0] for pair in pairs] for name, pairs in results.items()}
+    memory = {name: [pair[1] for pair in pairs] for name, pairs in results.items()}
+    work_done = {"cases": arguments.cases, "shape": shape, "unit": "s"}
+    changed = differing_voxels(work / "stock", work / "lean")
+    return [
+        compare(
+            "batch prediction, fp32",
+            seconds["stock"],
+            seconds["lean"],
+            5.0,
+            differing_voxels=changed,
+            **work_done,
+        ),
+        compare(
+            "batch prediction, fast",
+            seconds["stock"],
+            seconds["fast"],
+            8.0,
+            dice_to_fp32=dice(work / "lean", work / "fast"),
+            **work_done,
+        ),
+        compare("peak memory, fp32", memory["stock"], memory["lean"], 1 / 0.45, unit="GB"),
+        compare("peak memory, fast", memory["stock"], memory["fast"], 1 / 0.45, unit="GB"),
+    ]
+
+
+def read_labels(path: Path) -> Any:
+    import nibabel as nib
+    import numpy as np
+
+    return np.asarray(nib.load(path).dataobj).astype("uint8")
+
+
+def differing_voxels(one: Path, other: Path) -> int:
+    """Return how many voxels of the label maps in two folders differ."""
+    return sum(
+        int((read_labels(path) != read_labels(other / path.name)).sum())
+        for path in sorted(one.glob("*.nii.gz"))
+    )
+
+
+def dice(one: Path, other: Path) -> Record:
+    """Return the mean and the lowest Dice over labels and cases between two folders."""
+    scores = []
+    for path in sorted(one.glob("*.nii.gz")):
+        first, second = read_labels(path), read_labels(other / path.name)
+        for value in range(1, int(first.max()) + 1):
+            a, b = first == value, second == value
+            total = int(a.sum()) + int(b.sum())
+            if total:
+                scores.append(2 * int((a & b).sum()) / total)
+    return {"mean": round(statistics.mean(scores), 5), "lowest": round(min(scores), 5)}
+
+
+def slices(arguments: Arguments) -> list[Record]:
+    """Slice-wise prediction of a 10 x 256 x 256 volume against a loop over its slices."""
+    import numpy as np
+    import torch
+    from monai.networks.nets import BasicUNet
+    from scipy.ndimage import zoom
+
+    from medseg_kit.inference.memory import keep_freed_memory, use_channels_last
+    from medseg_kit.inference.slices import SliceInferer
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    features = (16, 32, 64, 128, 256, 16)
+    peer_network = BasicUNet(2, 1, 4, features=features).eval()
+    network = BasicUNet(2, 1, 4, features=features).eval()
+    network.load_state_dict(peer_network.state_dict())
+    volume = np.random.default_rng(0).random((10, 256, 256), dtype=np.float32)
+
+    def loop() -> Any:
+        labels = np.zeros_like(volume)
+        for index, picture in enumerate(volume):
+            height, width = picture.shape
+            resized = zoom(picture, (256 / height, 256 / width), order=0)
+            with torch.no_grad():
+                answer = peer_network(torch.from_numpy(resized)[None, None])
+                label = torch.argmax(torch.softmax(answer, dim=1), dim=1)[0].numpy()
+            labels[index] = zoom(label, (height / 256, width / 256), order=0)
+        return labels
+
+    inferer = SliceInferer(slice_axis=0)
+
+    def own() -> Any:
+        with torch.no_grad():
+            return inferer(torch.from_numpy(volume)[None, None], network).argmax(1)[0].numpy()
+
+    expected = loop()
+    keep_freed_memory()
+    use_channels_last(network)
+    same = float((expected == own()).mean())
+    results = interleaved({"peer": timed(loop), "own": timed(own)}, max(arguments.repeats, 5))
+    row = "slice-wise prediction"
+    return [compare(row, results["peer"], results["own"], 3.0, equal_labels=same, unit="s")]
+
+
+def help_text(arguments: Arguments) -> list[Record]:
+    """Start-up of `medseg --help` against `import monai`."""
+    del arguments
+    commands = {
+        "peer": [sys.executable, "-c", "import monai"],
+        "own": [sys.executable, "-m", "medseg_kit.cli", "--help"],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {
+            name: timed(lambda command=command: run_process(command, Path(folder), 1))
+            for name, command in commands.items()
+        }
+        results = interleaved(runs, 5)
+    return [compare("medseg --help", results["peer"], results["own"], 4.0, unit="s")]
+
+
+ROWS: dict[str, Callable[[Arguments], list[Record]]] = {
+    "prediction": prediction,
+    "slices": slices,
+    "help": help_text,
+}
+
+
+def parse() -> Arguments:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--shape", default="512,512,128", help="voxels of a CT volume")
+    parser.add_argument("--cases", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "medseg_benchmark"))
+    parser.add_argument("--out", help="JSON file for the records")
+    arguments = parser.parse_args()
+    unknown = set(arguments.rows.split(",")) - set(ROWS)
+    if unknown:
+        parser.error(f"unknown rows {sorted(unknown)}; choose of {', '.join(ROWS)}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    records = []
+    for name in arguments.rows.split(","):
+        for record in ROWS[name](arguments):
+            records.append(record)
+            mark = "reached" if record["ratio"] >= record["goal"] else "missed"
+            print(f"{json.dumps(record)}  goal {mark}", flush=True)
+    if arguments.out:
+        machine = {"processor": platform.processor(), "cores": os.cpu_count()}
+        content = {"machine": machine, "threads": arguments.threads, "records": records}
+        Path(arguments.out).write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
