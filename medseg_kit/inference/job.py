@@ -35,7 +35,7 @@ class Job:
         volume: The image.
         image: The network's input ``(C, H, W, D)``.
         state: What the route needs for the way back.
-        answer: The network's answer.
+        logits: The network's answer ``(C, H, W, D)``.
         seconds: Time by stage.
         findings: Volumes, confidence, flags of the result.
     """
@@ -47,7 +47,7 @@ class Job:
     volume: Volume | None = None
     image: torch.Tensor | None = None
     state: Any = None
-    answer: Answer | None = None
+    logits: torch.Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     findings: dict[str, Any] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Job:
 
     def release(self) -> None:
         """Forget the volumes, so that memory does not depend on the number of cases."""
-        self.volume = self.image = self.state = self.answer = None
+        self.volume = self.image = self.state = self.logits = None
 
     def record(
         self, *, prediction: Path | None, route: str, device: torch.device

@@ -27,7 +27,7 @@ from medseg_kit.inference.fingerprint import fingerprint, network_fingerprint
 from medseg_kit.inference.job import Job, findings_of
 from medseg_kit.inference.memory import keep_freed_memory, use_channels_last
 from medseg_kit.inference.options import PredictOptions
-from medseg_kit.inference.reading import digest_of, read_volume
+from medseg_kit.inference.reading import Volume, digest_of, read_volume
 from medseg_kit.inference.records import Outputs
 from medseg_kit.inference.routes import Answer, choose_route
 from medseg_kit.inference.weights import load_weights
@@ -185,15 +185,15 @@ class Predictor:
             return
         with job.stage("network"), torch.no_grad():
             logits = self.inferer(job.image[None].to(device), self.network)
-            job.answer = Answer.of(torch.as_tensor(logits[0]).as_subclass(torch.Tensor))
+            job.logits = torch.as_tensor(logits[0]).as_subclass(torch.Tensor)
 
     def _write(self, job: Job, device: torch.device) -> Job:
         if job.is_finished:
             return job
         prediction = None
-        if job.answer is not None and job.volume is not None and not job.error:
+        if job.logits is not None and job.volume is not None and not job.error:
             with job.stage("finish"):
-                prediction = self._write_results(job)
+                prediction = self._write_results(job, job.volume, Answer.of(job.logits))
         if job.error:
             prediction = None
             self.outputs.discard(job.case)
@@ -202,10 +202,7 @@ class Predictor:
         job.release()
         return job
 
-    def _write_results(self, job: Job) -> Path:
-        answer, volume = job.answer, job.volume
-        if answer is None or volume is None:
-            raise ValueError("a case without an answer has no results")
+    def _write_results(self, job: Job, volume: Volume, answer: Answer) -> Path:
         labels = self.route.finish(answer, job.state)
         if labels.shape != volume.array.shape:
             raise ValueError(
