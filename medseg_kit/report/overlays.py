@@ -32,7 +32,7 @@ def overlap_image(
     window: Sequence[float] | None = None,
     num_pixels: int = 320,
 ) -> bytes:
-    """Return a PNG of the axial slice with the most foreground: grey image, coloured overlap.
+    """Return a PNG of the axial slice with most ground truth: grey image, coloured overlap.
 
     A volume with an affine is turned to radiological view first: anterior up, the patient's right
     on the left.
@@ -111,7 +111,8 @@ def _axial_slices(
         arrays = [volume.get_fdata() for volume in volumes]
         zooms = volumes[0].header.get_zooms()
         voxel = (float(zooms[1]), float(zooms[0]))
-    foreground = sum(array.sum(axis=(0, 1)) for array in arrays[1:])
+    reference = (arrays[1] + arrays[3]).sum(axis=(0, 1))
+    foreground = reference if np.any(reference) else arrays[2].sum(axis=(0, 1))
     index = int(np.argmax(foreground)) if np.any(foreground) else arrays[0].shape[2] // 2
     return [array[:, :, index].T[::-1, ::-1] for array in arrays], voxel
 

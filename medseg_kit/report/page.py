@@ -37,11 +37,10 @@ def write_page(
         dice_table: One row per model and structure: `model`, `label`, `dice_mean`, and where known
             `dice_sd`, `dice_low`, `dice_high` (interval), `n`, `n_missed`, and `highlight: True`
             for the model that the page is about.
-        curves: `panel` (a site), `series`, `points` ([[round, value], ...]); an optional `ylabel`
-            on the first one.
-        overlays: `title`, `caption`, `png` (bytes), for example from `medseg_kit.report.overlays`.
-            Draw no real patient
-            of another site: a ledger or page that leaves a hospital holds none.
+        curves: `panel` (a site), `series`, `points` ([[round, value], ...]); the first one may say
+            `xlabel` and `ylabel`.
+        overlays: `title`, `caption`, `png` (bytes), for example from `medseg_kit.report.overlays`;
+            no real patient of another site belongs on a page that leaves a hospital.
         ledger: Records of ledger.jsonl (types "run", "site", "round", "event").
         notes: Paragraphs of plain text for the end of the page.
     """
@@ -221,7 +220,11 @@ def _curve_svg(curves: Sequence[Row]) -> str:
         panels.setdefault(curve["panel"], {})[curve["series"]] = [
             tuple(point) for point in curve["points"]
         ]
-    return svg_text(curve_plot(panels, xlabel="round", ylabel=curves[0].get("ylabel", "Dice")))
+    return svg_text(
+        curve_plot(
+            panels, xlabel=curves[0].get("xlabel", "round"), ylabel=curves[0].get("ylabel", "Dice")
+        )
+    )
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -126,7 +126,7 @@ def study_curves(records: Sequence[Record]) -> list[dict[str, Any]]:
                 }
             )
     if curves:
-        curves[0]["ylabel"] = "validation Dice"
+        curves[0] |= {"xlabel": "epoch or round", "ylabel": "validation Dice"}
     return curves
 
 

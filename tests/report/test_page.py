@@ -143,8 +143,8 @@ def test_read_ledger__damaged_or_missing(tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed to open the page")
 def test_page__opens_in_a_browser(page, tmp_path):
     options = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --window-size=1200,3000"
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+        "--disable-background-networking --disable-component-update --window-size=1200,3000"
     )
     words = [CHROMIUM, *options.split(), f"--user-data-dir={tmp_path / 'profile'}"]
     shot = tmp_path / "page.png"
