@@ -103,7 +103,9 @@ def read_plan(bundle: PathLike, options: Options) -> Plan:
     organs = list(parser.get_parsed_content("organs"))
     if "heads" in parser:
         parser["heads"] = organs  # the server has no data that would say which organs it labels
-    num_rounds = options.rounds or int(parser.get_parsed_content("num_rounds"))
+    num_rounds = options.rounds
+    if num_rounds is None:
+        num_rounds = int(parser.get_parsed_content("num_rounds"))
     client_state = str(parser.get("client_state", "keep"))
     if num_rounds < 1 or client_state not in CLIENT_STATES:
         raise UserError(

@@ -96,22 +96,26 @@ def _mean_of_key(
 def difference(
     state: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]
 ) -> StateDict:
-    """Return ``state - reference`` in float64 for the floating keys that both hold."""
+    """Return ``state - reference`` for the floating keys that both hold."""
     return {
-        key: state[key].detach().double() - reference[key].detach().double()
+        key: state[key].detach() - reference[key].detach()
         for key in sorted(state.keys() & reference.keys())
         if state[key].is_floating_point()
     }
 
 
 def norm(state: Mapping[str, torch.Tensor]) -> float:
-    """Return the Euclidean norm over all floating entries, summed in float64."""
-    squares = [
-        float(state[key].detach().double().square().sum())
+    """Return the Euclidean norm over all floating entries."""
+    norms = [
+        float(torch.linalg.vector_norm(state[key].detach(), dtype=_at_least_float32(state[key])))
         for key in sorted(state)
         if state[key].is_floating_point()
     ]
-    return math.sqrt(math.fsum(squares))
+    return math.sqrt(math.fsum(value * value for value in norms))
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def digest(state: Mapping[str, torch.Tensor]) -> str:
@@ -176,9 +180,14 @@ def mismatch(state: Mapping[str, torch.Tensor], expected: Mapping[str, str]) -> 
     bad = [
         key
         for key in sorted(state)
-        if state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all())
+        if state[key].is_floating_point() and not _is_finite(state[key])
     ]
     return f"NaN or infinite values in {len(bad)} keys ({_some(bad)})" if bad else None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # NaN and infinity survive a sum, so a finite sum, which is cheap, settles it; else look closely
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _some(keys: Iterable[str]) -> str:

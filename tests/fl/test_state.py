@@ -151,6 +151,8 @@ def test_copy_state__shares_no_memory():
         ({"w": torch.zeros(2).double(), "n": torch.tensor(1)}, r"w is float64\[2\]"),
         ({"w": torch.tensor([0.0, math.nan]), "n": torch.tensor(1)}, r"NaN or infinite .* \(w\)"),
         ({"w": torch.tensor([0.0, math.inf]), "n": torch.tensor(1)}, "NaN or infinite"),
+        ({"w": torch.tensor([-math.inf, math.inf]), "n": torch.tensor(1)}, "NaN or infinite"),
+        ({"w": torch.full((2,), 3e38), "n": torch.tensor(1)}, None),
     ],
 )
 def test_mismatch__names_the_problem(state, problem):

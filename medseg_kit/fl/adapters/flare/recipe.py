@@ -196,8 +196,9 @@ def _run_simulator(work: Path, names: list[str], out: Path, log: Path, rounds: i
     ):
         while process.poll() is None:
             time.sleep(0.5)
-            bar.n = ServerStore(out).completed()
-            bar.refresh()
+            completed = ServerStore(out).completed()
+            if completed > bar.n:
+                bar.update(completed - bar.n)
         return process.returncode
 
 
