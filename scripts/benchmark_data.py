@@ -24,7 +24,7 @@ NETWORK = {
     "norm": "batch",
 }
 _FIELD_MM = (384.0, 384.0, 320.0)
-_TRAINING_STEPS = 120
+_TRAINING_STEPS = 240
 
 
 def draw(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,8 +45,8 @@ def draw(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
             for axis, place, extent in zip((x, y, z), centre, size, strict=True)
         )
         labels[inside < 1] = value
-        image[inside < 1] = -30 + 18 * value
-    image += random.normal(scale=12, size=shape).astype(np.float32)
+        image[inside < 1] = -90 + 23 * value
+    image += random.normal(scale=8, size=shape).astype(np.float32)
     return image.astype(np.int16), labels
 
 
@@ -80,14 +80,14 @@ def _train() -> UNet:
     """Return a network that finds the ellipsoids, so that boundaries are like those of organs."""
     torch.manual_seed(0)
     network = UNet(**NETWORK)
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     shape = tuple(int(extent / grid) for extent, grid in zip(_FIELD_MM, GRID_MM, strict=True))
     cases = [draw(shape, seed) for seed in (100, 101)]
     random = np.random.default_rng(0)
     for _ in range(_TRAINING_STEPS):
         image, labels = cases[random.integers(2)]
-        first = [random.integers(side - 63) for side in shape]
-        crop = tuple(slice(start, start + 64) for start in first)
+        first = [random.integers(side - 47) for side in shape]
+        crop = tuple(slice(start, start + 48) for start in first)
         scaled = np.clip((image[crop] - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)
         logits = network(torch.from_numpy(scaled.astype(np.float32))[None, None])
         target = torch.from_numpy(labels[crop].astype(np.int64))[None]

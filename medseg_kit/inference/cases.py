@@ -121,8 +121,13 @@ def _spacing_is_lost(root: Path) -> bool:
 def _from_folder(root: Path, skip: Path | None) -> list[Case]:
     files: list[Path] = []
     series: list[Case] = []
+    visited: set[str] = set()  # links may lead back to a folder above
     for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder)
+        if os.path.realpath(folder) in visited:
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if _is_searched(here / name, skip))
         visible = [here / name for name in sorted(names) if not name.startswith(".")]
         files += [file for file in visible if _suffix(file) is not None]

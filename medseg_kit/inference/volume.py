@@ -20,17 +20,14 @@ from torch.nn import functional
 
 from medseg_kit.inference.body import body_mask
 from medseg_kit.inference.memory import is_out_of_memory
+from medseg_kit.inference.stitch import Stitch, Window
 
 logger = logging.getLogger(__name__)
 
-Window = tuple[slice, ...]
 Network = Callable[..., torch.Tensor]
 
 # Batch and channels in an index.
 _ALL: Window = (slice(None), slice(None))
-
-# Background logit of voxels where fast mode runs no window; the organs get 0.
-OUTSIDE_BODY_LOGIT = 10.0
 
 
 class VolumeInferer(Inferer):
@@ -183,73 +180,6 @@ class VolumeInferer(Inferer):
                 "network in evaluation mode returns one tensor of the window's size"
             )
         return answer
-
-
-class Stitch:
-    """Sum of the weighted windows, and how much weight each voxel has received.
-
-    Args:
-        shape: ``(C, H, W[, D])`` of the stitched volume.
-        device: Where the sum is kept.
-    """
-
-    def __init__(self, shape: Sequence[int], device: torch.device) -> None:
-        self.total = torch.zeros(*shape, device=device)
-        self.weight = torch.zeros(*shape[1:], device=device)
-
-    @classmethod
-    def like(cls, answer: torch.Tensor, image: torch.Tensor, device: str) -> Stitch:
-        """Return an empty stitch for the answers of a network over ``image``.
-
-        Args:
-            answer: First window batch, ``(N, C, *roi)``.
-            image: Padded volume ``(1, channels, H, W[, D])``.
-            device: ``"auto"`` or the name of a device.
-        """
-        shape = (answer.shape[1], *image.shape[2:])
-        if device != "auto":
-            return cls(shape, torch.device(device))
-        if image.device.type == "cuda":
-            needed = 4 * (shape[0] + 1) * image[0, 0].numel()
-            free, _ = torch.cuda.mem_get_info(image.device)
-            if needed > free / 2:
-                logger.info("stitching on the CPU: %.1f GB do not fit", needed / 1e9)
-                return cls(shape, torch.device("cpu"))
-        return cls(shape, image.device)
-
-    def add(
-        self, answer: torch.Tensor, windows: Sequence[Window], weights: torch.Tensor | None
-    ) -> None:
-        """Add one batch of windows.
-
-        Args:
-            answer: ``(N, C, *roi)``.
-            windows: Where each window lies.
-            weights: Weight of a window's voxels ``(*roi)``; 1 everywhere if None.
-        """
-        if weights is not None:
-            answer = answer.float() * weights
-        answer = answer.to(self.total.device)
-        for window, part in zip(windows, answer, strict=True):
-            self.total[_ALL[:1] + window] += part
-            self.weight[window] += 1 if weights is None else weights.to(self.weight.device)
-
-    def to_cpu(self) -> None:
-        """Move the sums to the CPU."""
-        self.total, self.weight = self.total.cpu(), self.weight.cpu()
-
-    def result(self, *, fill: bool) -> torch.Tensor:
-        """Return the weighted mean, ``(1, C, H, W[, D])``.
-
-        Args:
-            fill: Make voxels without any window background instead of NaN.
-        """
-        if fill:
-            outside = self.weight == 0
-            self.weight.masked_fill_(outside, 1)
-            self.total[0].masked_fill_(outside, OUTSIDE_BODY_LOGIT)
-        self.total /= self.weight
-        return self.total[None]
 
 
 def _pad(image: torch.Tensor, roi: Sequence[int]) -> tuple[torch.Tensor, Window]:

@@ -42,6 +42,12 @@ def test_find_cases__leaves_out_labels_hidden_files_and_results(tmp_path):
     assert _names(tmp_path, exclude=tmp_path / "out") == ["imagesTr/a"]
 
 
+def test_find_cases__links_in_a_circle(tmp_path):
+    _touch(tmp_path, "p1/a.nii.gz")
+    (tmp_path / "p1" / "up").symlink_to(tmp_path)
+    assert _names(tmp_path) == ["p1/a"]
+
+
 def test_find_cases__datalist(tmp_path):
     _touch(tmp_path, "images/a.nii.gz", "images/b.nii.gz")
     content = {
