@@ -77,10 +77,10 @@ PHANTOMS = Settings(
     patients="synthetic patients",
     origin="All patients are synthetic: drawn by medseg_kit.data.phantoms from a seed. Nothing "
     "here says anything about real anatomy or real accuracy.",
-    rounds=12,
+    rounds=25,
     local_steps=8,
-    val_interval=2,
-    shared={"spacing": [7.0, 7.0, 7.0], "roi_size": [48, 48, 32]},
+    val_interval=5,
+    shared={"spacing": [9.0, 9.0, 9.0], "roi_size": [48, 32, 32]},
     training={"amp": "off", "learning_rate": 0.003},
     channels=(8, 16, 32, 48, 64),
     min_cases=1,
@@ -96,7 +96,7 @@ HIPPOCAMPUS = Settings(
     rounds=12,
     local_steps=8,
     val_interval=3,
-    training={"batch_size": 2},
+    training={"amp": "off", "batch_size": 2},
     num_sites=2,
     num_organs=2,
 )
