@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -29,6 +30,7 @@ class Distributed:
         use_cuda = torch.cuda.is_available()
         if not dist.is_initialized():
             dist.init_process_group(backend="nccl" if use_cuda else "gloo")
+        idist.sync()  # a collective that ignite else starts in handlers which only process 0 has
         self.rank = dist.get_rank()
         local = int(os.environ["LOCAL_RANK"])
         self.device = torch.device(f"cuda:{local}" if use_cuda else "cpu")
@@ -63,7 +65,7 @@ class SyncBuffers:
         """Run at every ``EPOCH_COMPLETED`` of ``engine``."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:  # noqa: ARG002 - ignite passes the engine
+    def __call__(self, engine: Engine) -> None:
         """Broadcast every buffer from process 0."""
         for buffer in self.network.buffers():
             dist.broadcast(buffer, src=0)

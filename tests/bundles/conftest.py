@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ TINY: dict[str, Any] = {
     "device": "cpu",
     "amp": "off",
 }
-TIMEOUT_S = 900  # a loaded machine
+TIMEOUT_S = 600  # a loaded machine
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,22 @@ class Smoke:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         for name in ("MEDSEG_BUNDLES", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
             environment.pop(name, None)
-        return subprocess.run(
+        process = subprocess.Popen(
             [*command, f"--config_file={paths}", *options],
             cwd=self.folder,
             env=environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=TIMEOUT_S,
-            check=False,
+            start_new_session=True,
         )
+        try:
+            out, error = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # torchrun's children too
+            out, error = process.communicate()
+            pytest.fail(f"still running after {TIMEOUT_S} s: {out[-2000:]}{error[-2000:]}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
     def tiny(self, name: str) -> dict[str, Any]:
         """Return the small values of the ids that a configuration has."""

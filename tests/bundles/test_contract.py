@@ -67,7 +67,7 @@ def test_ids__are_all_used(bundle):
             used |= {reference.split(ID_SEP_KEY)[0] for reference in references}
     for properties in (TrainProperties, InferProperties):
         used |= {item[BundlePropertyConfig.ID].split(ID_SEP_KEY)[0] for item in properties.values()}
-    federation = {"strategy", "num_rounds", "local_epochs"}
+    federation = {"strategy", "num_rounds", "local_epochs", "client_state"}
     for name, content in zip(files, contents, strict=True):
         defined = {str(key).split(ID_SEP_KEY)[0] for key in content}
         assert defined <= used | federation, name

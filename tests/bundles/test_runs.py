@@ -91,7 +91,8 @@ def test_two_processes__keep_equal_replicas(smoke):
         "$torch.save(@model.state_dict(), @output_dir + '/rank' + str(@distributed.rank) + '.pt')"
     )
     overrides = {**smoke.tiny("train.yaml"), "dataset_dir": smoke.data, "output_dir": out}
-    overrides["run"] = f'["$@train#trainer.run()", "{save}"]'
+    # torchrun would take --run for one of its own options
+    overrides["finalize"] = f'["{save}", "$@distributed.close()"]'
     overrides.pop("device")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     succeed(smoke.run(MULTI_GPU, overrides, launcher=launcher))
