@@ -37,7 +37,7 @@ def test_svg_text__same_figure_same_text():
 
 def test_save_figure__writes_both_formats(tmp_path):
     svg, png = save_figure(box_plot(VALUES, ylabel="Dice"), tmp_path / "deep" / "dice")
-    assert svg.read_text().startswith("<svg")
+    assert svg.read_text(encoding="utf-8").startswith("<svg")
     assert png.read_bytes().startswith(b"\x89PNG")
 
 

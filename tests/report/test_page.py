@@ -92,12 +92,12 @@ def test_page__text_from_sites_is_escaped(tmp_path):
     records = samples.ledger(2)
     records[2]["failure"] = "<script>alert(1)</script>"
     path = write_page(tmp_path / "page.html", title="<b>", ledger=records)
-    assert "<script" not in path.read_text()
-    assert "&lt;script&gt;" in path.read_text()
+    assert "<script" not in path.read_text(encoding="utf-8")
+    assert "&lt;script&gt;" in path.read_text(encoding="utf-8")
 
 
 def test_page__parts_without_content_are_left_out(tmp_path):
-    text = write_page(tmp_path / "page.html", title="Empty").read_text()
+    text = write_page(tmp_path / "page.html", title="Empty").read_text(encoding="utf-8")
     assert "Round ledger" not in text
     assert "How well" not in text
 
@@ -123,7 +123,7 @@ def test_ledger__site_summaries_and_worst_site():
 def test_write_federation_page__from_a_run_folder(tmp_path):
     lines = "".join(json.dumps(record) + "\n" for record in samples.ledger(3))
     (tmp_path / "ledger.jsonl").write_text(lines)
-    text = write_federation_page(tmp_path, tmp_path / "page.html", title="Federation").read_text()
+    text = write_federation_page(tmp_path, tmp_path / "page.html", title="Federation").read_text(encoding="utf-8")
     assert "Learning, round by round" in text
     assert report(str(tmp_path), out=str(tmp_path / "report")) == 0
     assert (tmp_path / "report" / "federation.html").is_file()
