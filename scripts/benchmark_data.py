@@ -125,6 +125,7 @@ def _inference() -> dict[str, object]:
             "_target_": "medseg_kit.inference.volume.VolumeInferer",
             "roi_size": [96, 96, 96],
             "fast": "@fast",
+            "full_precision": ["model.2"],
         },
         "postprocessing": {
             "_target_": f"{pipelines}.volume_postprocessing",

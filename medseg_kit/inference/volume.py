@@ -8,14 +8,15 @@ weights, and a way out when GPU memory runs out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer
 from monai.utils import BlendMode, fall_back_tuple
+from torch import nn
 from torch.nn import functional
 
 from medseg_kit.inference.body import body_mask
@@ -51,6 +52,8 @@ class VolumeInferer(Inferer):
         stitch_device: Where windows are put together: ``"auto"`` or the name of a device.
         fast: bfloat16 autocast, and windows without any part of the body are not run: their
             voxels become background. Labels differ slightly from those of full precision.
+        full_precision: Sub-modules of the network that keep float32 in fast mode, such as its
+            heads: most of bfloat16's error arises in the last layers.
 
     Raises:
         ValueError: If ``overlap`` is outside ``[0, 1)`` or a batch size is not positive.
@@ -66,6 +69,7 @@ class VolumeInferer(Inferer):
         cpu_batch_size: int = 2,
         stitch_device: str = "auto",
         fast: bool = False,
+        full_precision: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if not 0 <= overlap < 1:
@@ -82,6 +86,7 @@ class VolumeInferer(Inferer):
         self.cpu_batch_size = cpu_batch_size
         self.stitch_device = stitch_device
         self.fast = fast
+        self.full_precision = tuple(full_precision)
 
     def __call__(
         self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any
@@ -100,11 +105,26 @@ class VolumeInferer(Inferer):
             ValueError: If the network's answer has another size than its window.
         """
         images = inputs.as_subclass(torch.Tensor)
-        results = [
-            self._infer(image[None], lambda windows: network(windows, *args, **kwargs))
-            for image in images
-        ]
+        with self._precision(images.device, network):
+            results = [
+                self._infer(image[None], lambda windows: network(windows, *args, **kwargs))
+                for image in images
+            ]
         return results[0] if len(results) == 1 else torch.cat(results)
+
+    @contextmanager
+    def _precision(self, device: torch.device, network: Network) -> Iterator[None]:
+        """Switch to bfloat16 in fast mode, except in the sub-modules that keep float32."""
+        if not self.fast:
+            yield
+            return
+        kept = []
+        if isinstance(network, nn.Module):
+            kept = [network.get_submodule(name) for name in self.full_precision]
+        with torch.autocast(device.type, torch.bfloat16), ExitStack() as stack:
+            for module in kept:
+                stack.enter_context(_in_float32(module, device))
+            yield
 
     def _infer(self, image: torch.Tensor, network: Network) -> torch.Tensor:
         size = tuple(image.shape[2:])
@@ -168,11 +188,7 @@ class VolumeInferer(Inferer):
         batch = torch.cat([image[_ALL + window] for window in windows])
         if batch.device.type == "cpu" and batch.dim() == 5:
             batch = batch.contiguous(memory_format=torch.channels_last_3d)
-        precision: AbstractContextManager[Any] = nullcontext()
-        if self.fast:
-            precision = torch.autocast(batch.device.type, torch.bfloat16)
-        with precision:
-            answer = network(batch)
+        answer = network(batch)
         got = tuple(getattr(answer, "shape", ()))[2:] or type(answer).__name__
         if got != tuple(batch.shape[2:]):
             raise ValueError(
@@ -180,6 +196,22 @@ class VolumeInferer(Inferer):
                 "network in evaluation mode returns one tensor of the window's size"
             )
         return answer
+
+
+@contextmanager
+def _in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let a module compute in float32 within an autocast."""
+    forward = module.forward
+
+    def full(*tensors: torch.Tensor) -> Any:
+        with torch.autocast(device.type, enabled=False):
+            return forward(*(tensor.float() for tensor in tensors))
+
+    module.forward = full
+    try:
+        yield
+    finally:
+        del module.forward  # the class's own is found again
 
 
 def _pad(image: torch.Tensor, roi: Sequence[int]) -> tuple[torch.Tensor, Window]:

@@ -73,6 +73,21 @@ def test_volume_inferer__fast_runs_only_windows_with_body(network):
     assert inside.float().mean() > 0.98
 
 
+def test_volume_inferer__fast_keeps_named_modules_in_float32(network):
+    seen = []
+    network.first.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    network.second.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    image = torch.randn(1, 1, 16, 16, 16)
+
+    VolumeInferer(16, fast=True, full_precision=["second"])(image, network)
+    assert seen == [torch.bfloat16, torch.float32]
+
+    seen.clear()
+    VolumeInferer(16, full_precision=["second"])(image, network)
+    assert seen == [torch.float32, torch.float32]
+    assert "forward" not in vars(network.second)
+
+
 def test_volume_inferer__fast_on_an_empty_image(network):
     result = VolumeInferer(16, fast=True)(torch.zeros(1, 1, 20, 20, 20), network)
     assert torch.isfinite(result).all()
