@@ -19,5 +19,6 @@ PathLike = str | os.PathLike[str]
 class UserError(ValueError):
     """A mistake in the input that the user can correct.
 
-    The message names the file or option, the value, and the fix; the command line prints it as one line without a stack trace.
+    The message names the file or option, the value, and the fix; the command line prints it as one
+    line without a stack trace.
     """

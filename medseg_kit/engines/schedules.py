@@ -48,7 +48,7 @@ def progress(global_step: int, total_steps: int) -> float:
     return min(max(global_step / total_steps, 0.0), 1.0)
 
 
-def _constant(global_step: int, total_steps: int) -> float:  # noqa: ARG001
+def _constant(global_step: int, total_steps: int) -> float:
     return 1.0
 
 

@@ -77,6 +77,7 @@ class TrainStep(ABC):
 
     def after_step(self, engine: SupervisedTrainer) -> None:
         """Update what follows the weights, e.g. an EMA teacher; nothing by default."""
+        return
 
     def on_round_start(self, global_state: StateDict) -> None:
         """Receive the global weights of a federated round; passed on to the terms."""

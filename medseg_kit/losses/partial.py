@@ -1,6 +1,7 @@
 """Losses for labels that name only some of the organs.
 
-``annotated`` says, per case and class, whether the label is known: ``(B, 1 + K)`` of bool, index 0 (background) always true.
+``annotated`` says, per case and class, whether the label is known: ``(B, 1 + K)`` of bool, index 0
+(background) always true.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class ProximalTerm:
         """Keep a copy of the global weights of this round."""
         self._global_state = {key: value.detach().clone() for key, value in global_state.items()}
 
-    def __call__(self, engine: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:  # noqa: ARG002
+    def __call__(self, engine: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return ``{"proximal": scalar}`` for the network of ``engine``."""
         network = getattr(engine.network, "module", engine.network)
         squares = [

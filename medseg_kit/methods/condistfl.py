@@ -30,7 +30,7 @@ class ConDistFLStep(TrainStep):
     Args:
         organs: All organs, in label order.
         temperature: Softens both softmaxes; 2 in the paper.
-        weight_schedule: Weight of the distillation over the whole federation; the paper's is linear.
+        weight_schedule: Weight of the distillation over the whole federation; linear in the paper.
         smooth: Added to numerator and denominator of the distillation's Dice.
         **options: Those of `TrainStep`.
     """
@@ -101,7 +101,7 @@ def conditional_distillation(
     temperature: float = 2.0,
     smooth: float = 1e-5,
 ) -> torch.Tensor:
-    """Dice loss between student and teacher probabilities given "not an organ that this site labels".
+    """Dice loss between student and teacher, given "not an organ that this site labels".
 
     Args:
         logits: Student ``(B, 1 + K, H, W[, D])``.

@@ -29,9 +29,7 @@ class SegVizStep(TrainStep):
         **options: Those of `TrainStep`.
     """
 
-    def __init__(
-        self, organs: Sequence[str], loss_function: LossFunction, **options: Any
-    ) -> None:
+    def __init__(self, organs: Sequence[str], loss_function: LossFunction, **options: Any) -> None:
         super().__init__(**options)
         self.organs = list(organs)
         self.loss_function = loss_function

@@ -40,7 +40,9 @@ class SupervisedStep(TrainStep):
     ) -> None:
         super().__init__(**options)
         if partial_labels not in PARTIAL_LABELS:
-            raise ValueError(f"partial_labels must be one of {PARTIAL_LABELS}, got {partial_labels!r}")
+            raise ValueError(
+                f"partial_labels must be one of {PARTIAL_LABELS}, got {partial_labels!r}"
+            )
         self.organs = list(organs)
         self.partial_labels = partial_labels
 

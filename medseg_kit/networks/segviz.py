@@ -32,12 +32,9 @@ class TaskNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise chunk ``k`` with the layer of task ``k``; shape ``(K * B, C, ...)`` kept."""
-        if len(self.norms) == 1:
-            return self.norms[next(iter(self.norms))](x)
-        chunks = x.chunk(len(self.norms))
-        return torch.cat(
-            [norm(chunk) for norm, chunk in zip(self.norms.values(), chunks)]
-        )
+        chunks = x.chunk(len(self.norms)) if len(self.norms) > 1 else (x,)
+        normalised = [norm(chunk) for norm, chunk in zip(self.norms.values(), chunks)]
+        return torch.cat(normalised) if len(normalised) > 1 else normalised[0]
 
 
 class SegVizUNet(nn.Module):
@@ -45,9 +42,9 @@ class SegVizUNet(nn.Module):
 
     The head is the top of the up-path (transposed convolution and residual unit), the
     representation is everything else. In training mode the forward returns
-    ``{"logits": {organ: (B, 2, H, W[, D])}}``; in evaluation mode one tensor ``(B, 1 + K, ...)`` with the
-    channels ``[0, d_1 .. d_K]``, ``d = foreground - background`` of a head, so that argmax is the
-    fusion rule: the organ with the highest foreground probability, if that exceeds 0.5.
+    ``{"logits": {organ: (B, 2, H, W[, D])}}``; in evaluation mode one tensor ``(B, 1 + K, ...)``
+    with the channels ``[0, d_1 .. d_K]``, ``d = foreground - background`` of a head, so that argmax
+    is the fusion rule: the organ with the highest foreground probability, if that exceeds 0.5.
 
     Args:
         spatial_dims: 2 or 3.
@@ -66,7 +63,7 @@ class SegVizUNet(nn.Module):
         ValueError: If a head names an unknown organ, or organs repeat.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - each argument is an id of the configuration
         self,
         spatial_dims: int,
         in_channels: int,
@@ -97,14 +94,14 @@ class SegVizUNet(nn.Module):
             norm=norm,
             dropout=dropout,
         )
-        down, skip, head = unet.model
+        down, skip, head = unet.model.children()
         self.representation = nn.Sequential(down, skip)
         if task_norm:
             _replace_norms(self.representation, held)
         self.heads = nn.ModuleDict({organ: _fresh_copy(head) for organ in held})
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | dict[str, dict[str, torch.Tensor]]:
-        """Segment ``image`` of shape ``(B, in_channels, H, W[, D])``; see the class for the result."""
+        """Segment ``image`` ``(B, in_channels, H, W[, D])``; see the class for the result."""
         self._check_size(image)
         copies = len(self.heads) if self.task_norm else 1
         stacked = image.repeat(copies, *[1] * (image.dim() - 1)) if copies > 1 else image
@@ -112,8 +109,7 @@ class SegVizUNet(nn.Module):
         if not self.task_norm:
             features = features * len(self.heads)
         logits = {
-            organ: head(feature)
-            for (organ, head), feature in zip(self.heads.items(), features)
+            organ: head(feature) for (organ, head), feature in zip(self.heads.items(), features)
         }
         return {"logits": logits} if self.training else self._fuse(logits)
 
@@ -131,7 +127,9 @@ class SegVizUNet(nn.Module):
         size = list(image.shape[2:])
         if any(side % self.divisor for side in size):
             fixed = [-(-side // self.divisor) * self.divisor for side in size]
-            raise ValueError(f"image size {size} must be divisible by {self.divisor}; pad to {fixed}")
+            raise ValueError(
+                f"image size {size} must be divisible by {self.divisor}; pad to {fixed}"
+            )
 
 
 def _check_names(organs: Sequence[str], heads: Sequence[str] | None, held: Sequence[str]) -> None:

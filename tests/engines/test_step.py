@@ -97,7 +97,9 @@ def test_annotated__defaults_to_all_and_checks_its_shape():
 
 
 def test_annotated__as_collated_from_lists():
-    flags = list_data_collate([{"annotated": [True, True, False]}, {"annotated": [True, False, True]}])
+    flags = list_data_collate(
+        [{"annotated": [True, True, False]}, {"annotated": [True, False, True]}]
+    )
     batch = {"image": torch.zeros(2, 1, 4, 4), **flags}
     assert annotated_classes(batch, 3).tolist() == [[True, True, False], [True, False, True]]
 

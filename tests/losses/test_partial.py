@@ -24,9 +24,7 @@ def test_multi_head__equals_dice_of_the_owned_organ():
     logits = {"spleen": torch.randn(2, 2, 4, 4, 4)}
     label = torch.randint(0, 3, (2, 1, 4, 4, 4))
     dice = DiceLoss(to_onehot_y=True, softmax=True)
-    losses = multi_head_losses(
-        logits, label, ALL.expand(2, 3), organs=ORGANS, loss_function=dice
-    )
+    losses = multi_head_losses(logits, label, ALL.expand(2, 3), organs=ORGANS, loss_function=dice)
     torch.testing.assert_close(losses["spleen"], dice(logits["spleen"], (label == 2).float()))
 
 

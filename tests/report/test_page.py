@@ -123,7 +123,9 @@ def test_ledger__site_summaries_and_worst_site():
 def test_write_federation_page__from_a_run_folder(tmp_path):
     lines = "".join(json.dumps(record) + "\n" for record in samples.ledger(3))
     (tmp_path / "ledger.jsonl").write_text(lines)
-    text = write_federation_page(tmp_path, tmp_path / "page.html", title="Federation").read_text(encoding="utf-8")
+    text = write_federation_page(tmp_path, tmp_path / "page.html", title="Federation").read_text(
+        encoding="utf-8"
+    )
     assert "Learning, round by round" in text
     assert report(str(tmp_path), out=str(tmp_path / "report")) == 0
     assert (tmp_path / "report" / "federation.html").is_file()
