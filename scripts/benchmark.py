@@ -244,10 +244,28 @@ def help_text(arguments: Arguments) -> list[Record]:
     return [compare("medseg --help", results["peer"], results["own"], 4.0, unit="s")]
 
 
+def federated_round(arguments: Arguments) -> list[Record]:
+    """A federated round of four sites in process against the same local steps without one."""
+    import benchmark_federation
+
+    peer, own = benchmark_federation.federated_round(arguments)
+    return [compare("federated round, 4 sites", peer, own, 1 / 1.1, unit="s")]
+
+
+def aggregation(arguments: Arguments) -> list[Record]:
+    """Averaging 25 M parameters of 10 sites against a loop over a dict, both in float64."""
+    import benchmark_federation
+
+    peer, own = benchmark_federation.aggregation(arguments)
+    return [compare("aggregation, 25 M parameters, 10 sites", peer, own, 2.0, unit="s")]
+
+
 ROWS: dict[str, Callable[[Arguments], list[Record]]] = {
     "prediction": prediction,
     "slices": slices,
     "help": help_text,
+    "round": federated_round,
+    "aggregation": aggregation,
 }
 
 
