@@ -20,6 +20,8 @@ step "ruff check" ruff check
 step "ruff format" ruff format --check
 step "mypy" mypy
 step "import contract" lint-imports
+# the server of the annotation tests lives in an environment of its own; a part of the tests does not need it
+if [ $# -eq 0 ]; then step "MONAI Label's environment" bash scripts/label_server.sh --setup-only; fi
 printf '\nreal data: %s\n' "${MEDSEG_DATA:-none (MEDSEG_DATA is not set)}"
 step "tests" python -m pytest "$@"
 printf '\nall checks passed in %d s\n' $((SECONDS - start))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "toy"))  # the bundle names its parts by dotted path
-
 from gates import global_state, toy_options
 from toy_federation import install_bundle, make_sites
 
