@@ -8,6 +8,8 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     *,
     input: str,
     output: str,
+    weights: str | None = None,
+    overlay: str | None = None,
     device: str = "auto",
     fast: bool = False,
     section: str | None = None,
@@ -28,6 +30,9 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
         bundle: Folder or name of the bundle.
         input: Folder (searched with its sub-folders), prepared data set, datalist, image, or glob.
         output: Folder for the results.
+        weights: State dict to use instead of the bundle's models/model.pt.
+        overlay: Configuration configs/methods/OVERLAY.yaml of the bundle merged onto its
+            inference.yaml, e.g. plain_network for the weights of conventional averaging.
         device: auto, cpu, cuda or cuda:1.
         fast: bfloat16, and only the body: quicker, labels differ slightly.
         section: Section of a datalist (training, validation, test); all of them if not given.
@@ -65,9 +70,11 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
         "output_dir": output,
         "device": str(select_device(device)),
         **({"fast": True} if fast else {}),
+        **({"checkpoint": weights} if weights else {}),
         **{f"predictor#options#{key}": value for key, value in options.items()},
     }
-    parser = load_config(bundle, overrides=overrides)
+    files = ["inference.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]
+    parser = load_config(bundle, files, overrides=overrides)
     check_weights_exist(parser.get_parsed_content("checkpoint"))
     parser.get_parsed_content("run")
     print(f"results and summary: {Path(output) / 'summary.json'}")

@@ -156,3 +156,15 @@ def test_predict__torchrun_shares_the_cases(bundle, images, tmp_path):
     summary = json.loads((tmp_path / "shared" / "summary.json").read_text())
     assert (summary["done"], summary["pending"], summary["this_run"]["done"]) == (4, 0, 2)
     _same(tmp_path / "shared", tmp_path / "alone")
+
+
+def test_predict__other_weights_need_their_overlay(bundle, images, tmp_path):
+    overlay = ["inference.yaml", "methods/plain_network.yaml"]
+    network = load_config(bundle, overlay).get_parsed_content("network_def")
+    torch.save(network.state_dict(), tmp_path / "plain.pt")
+    options = {"input": str(images), "weights": str(tmp_path / "plain.pt"), "progress": False}
+    with pytest.raises(SystemExit, match="does not fit"):
+        predict(str(bundle), output=str(tmp_path / "out"), **options)
+    code = predict(str(bundle), output=str(tmp_path / "out"), overlay="plain_network", **options)
+    assert code == 0
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
