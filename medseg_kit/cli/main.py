@@ -6,7 +6,10 @@ Nothing here imports torch or MONAI, so ``medseg --help`` answers at once.
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -55,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_FAILURE
+    except BrokenPipeError:  # whoever read the output has gone, as in `medseg doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_FAILURE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
@@ -76,6 +82,9 @@ def _dispatch(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in rest):
         print(command_help(name, function))
         return 0
+    # MONAI warns at every reading that an optional GPU decoder for DICOM is absent
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
     result = call(function, rest)
     return 0 if result is None else int(result)
 

@@ -56,7 +56,6 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     from medseg_kit.inference.weights import check_weights_exist
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("monai.data").setLevel(logging.ERROR)  # it warns of an absent GPU decoder
     options = {
         "section": section,
         "save_probabilities": save_probabilities,

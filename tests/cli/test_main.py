@@ -96,3 +96,9 @@ def test_help__starts_in_a_quarter_of_importing_monai():
     )
     ratios = [_seconds(help_code) / _seconds("import monai") for _ in range(3)]
     assert sorted(ratios)[1] <= 0.25
+
+
+def test_output__a_reader_that_leaves_is_no_stack_trace():
+    script = f"{sys.executable} -m medseg_kit.cli doctor | true"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr

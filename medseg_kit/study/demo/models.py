@@ -25,8 +25,6 @@ FEDERATION, SINGLE_SITE = "SegViz federation", "single-site models"
 AVERAGING, POOLED = "conventional averaging", "pooled training"
 MEAN_PANEL = "mean over sites"
 PLAIN_NETWORK = "methods/plain_network.yaml"
-# MONAI warns about this optional DICOM decoder whenever it builds an image reader.
-DECODER_LOGGER = "monai.data.nvimgcodec_pydicom_plugin"
 
 Points = list[list[float]]
 
@@ -208,7 +206,6 @@ def all_curves(models: Sequence[Model]) -> list[dict[str, Any]]:
 def quiet_training() -> Iterator[None]:
     """Leave the screen to the progress bars: MONAI's engines log every epoch as INFO."""
     before = logging.root.manager.disable
-    logging.getLogger(DECODER_LOGGER).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the effective log level of", UserWarning)
         logging.disable(logging.INFO)
