@@ -158,5 +158,11 @@ def deployed_keys(plan: Plan) -> frozenset[str] | None:
     """
     if plan.options.method or not (plan.bundle / "configs" / "inference.yaml").is_file():
         return None
-    network = load_config(plan.bundle, ["inference.yaml"]).get_parsed_content("network_def")
-    return frozenset(network.state_dict())
+    deployed = load_config(plan.bundle, ["inference.yaml"])
+    shared = {
+        key: value
+        for key, value in plan.options.overrides.items()
+        if key.replace("::", "#").partition("#")[0] in deployed
+    }
+    parser = load_config(plan.bundle, ["inference.yaml"], overrides=shared)
+    return frozenset(parser.get_parsed_content("network_def").state_dict())
