@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 start=$SECONDS
 bash scripts/setup_env.sh --dev
 PATH="$(cd "${MEDSEG_VENV:-.venv}" && pwd)/bin:$PATH"
-export PATH OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PATH OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" PYTHONUTF8=1
 
 if [ -z "${MEDSEG_DATA:-}" ] && [ -d ../shared/data ]; then
   MEDSEG_DATA=$(cd ../shared/data && pwd)

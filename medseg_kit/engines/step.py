@@ -132,7 +132,11 @@ class TrainStep(ABC):
         self._scaler.scale(loss).backward()
         if self.clip_norm is not None:
             self._scaler.unscale_(engine.optimizer)
-            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_norm)
+            if not self._scaler.is_enabled() and not bool(torch.isfinite(norm)):
+                raise FloatingPointError(
+                    f"the gradient of step {self.global_step} is not finite; no weight has changed"
+                )
         self._scaler.step(engine.optimizer)
         self._scaler.update()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)

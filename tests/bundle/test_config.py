@@ -101,7 +101,7 @@ def test_command_line_options__reads_like_fire():
 @pytest.mark.parametrize(("option", "code"), [("--learning_rate", 0), ("--learning_rte", 1)])
 def test_monai_run__from_a_foreign_directory(toy_bundle, tmp_path, option, code):
     command = [sys.executable, "-m", "monai.bundle", *_argv(toy_bundle, option, "0.25")[1:]]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == code, done.stderr
     if code:
         assert "did you mean 'learning_rate'" in done.stderr.splitlines()[-1]

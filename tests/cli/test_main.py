@@ -100,5 +100,7 @@ def test_help__starts_in_a_quarter_of_importing_monai():
 
 def test_output__a_reader_that_leaves_is_no_stack_trace():
     script = f"{sys.executable} -m medseg_kit.cli doctor | true"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, encoding="utf-8", check=False
+    )
     assert "Traceback" not in done.stderr

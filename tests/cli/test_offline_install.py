@@ -14,7 +14,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 def run(command, **changes):
     environment = {**os.environ, "PYTHON": sys.executable, **changes}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done
 
@@ -34,7 +36,7 @@ def test_offline_bundle__installs_without_an_index(repository, tmp_path):
 
     medseg = [*without_network(), target / ".venv" / "bin" / "medseg"]
     shown = subprocess.run(
-        [*medseg, "doctor"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*medseg, "doctor"], cwd=tmp_path, capture_output=True, encoding="utf-8", check=False
     )
     bundles = {path.parents[1].name for path in repository.glob("bundles/*/configs/metadata.json")}
     assert f"Bundles in {target / 'bundles'}" in shown.stdout, shown.stdout + shown.stderr

@@ -109,7 +109,7 @@ def test_demo__page_opens_in_chromium(run: tuple[Path, list[str]], tmp_path: Pat
     done = subprocess.run(
         [browser, *flags.split(), f"--user-data-dir={tmp_path}", (out / "report.html").as_uri()],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
         check=True,
     )

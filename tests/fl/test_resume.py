@@ -146,7 +146,8 @@ def test_sigkill__at_random_moments_ends_with_the_same_weights(finished, tmp_pat
             time.sleep(moments.uniform(0, 0.5))
             process.kill()
         code = process.wait(timeout=240)
-        assert code == (-signal.SIGKILL if kill < 2 else 0)
+        # a quick machine may have finished before the blow
+        assert code in ((-signal.SIGKILL, 0) if kill < 2 else (0,))
     assert json.loads((out / "summary.json").read_text())["digest"] == whole["digest"]
     assert _deployed(out) == _deployed(tmp_path / "whole")
     assert [record["round"] for record in records(out, "round")] == list(range(1, 7))

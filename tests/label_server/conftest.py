@@ -277,7 +277,9 @@ def predict(studies, tmp_path_factory):
         output = tmp_path_factory.mktemp("predictions")
         command = [sys.executable, "-m", "medseg_kit.cli", "predict", str(bundle)]
         command += ["-i", str(studies), "-o", str(output), "--device", "cpu"]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=ENVIRONMENT, capture_output=True, encoding="utf-8", check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return {path.name: find_prediction(output, path.name) for path in list_studies(studies)}
 

@@ -264,6 +264,6 @@ def run_script(arguments, **environment):
         [SCRIPTS / "label_server.sh", *arguments],
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environment},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )

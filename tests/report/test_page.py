@@ -161,7 +161,7 @@ def test_page__opens_in_a_browser(page, tmp_path):
         [*words, "--dump-dom", page.as_uri()],
         check=True,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=180,
     )
     assert "Four hospitals &amp; one model" in tree.stdout

@@ -53,7 +53,7 @@ def test_study__killed_and_started_again_repeats_no_finished_run(dataset, tmp_pa
     assert [record["run"] for record in read_records(out)] == ["exact"]
     time.sleep(0.5)  # the worker ends with the study, so that the lock is free
     wait.unlink()
-    finished = subprocess.run(words, check=True, capture_output=True, text=True)
+    finished = subprocess.run(words, check=True, capture_output=True, encoding="utf-8")
     assert "exact_seed0: finished before" in finished.stdout
     assert "moved minus exact" in finished.stdout
     assert starts(out, "exact_seed0") == 1

@@ -8,7 +8,13 @@ from medseg_kit.cli.study import study
 from medseg_kit.report.comparison import read_records
 from medseg_kit.report.study import write_study_report
 
-SIZES = {"steps_per_epoch": 1, "batch_size": 1, "roi_size": [32, 32, 32], "val_interval": 1}
+SIZES = {
+    "steps_per_epoch": 1,
+    "batch_size": 2,
+    "roi_size": [32, 32, 32],
+    "val_interval": 1,
+    "amp": "off",
+}
 PREDICT = {"roi_size": [32, 32, 32]}
 
 
