@@ -100,6 +100,9 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     unknown = unknown_ids(config, overrides)
     if unknown:
         raise SystemExit(f"error: {_explain(unknown, ', '.join(path.name for path in files))}")
+    for key, value in overrides.items():
+        if value in ("true", "false"):  # python-fire passes on the word, which counts as true
+            raise SystemExit(f"error: --{key} {value} is text here; write {value.capitalize()}")
 
 
 def command_line_options(arguments: Sequence[str]) -> dict[str, Any]:

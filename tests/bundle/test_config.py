@@ -80,6 +80,11 @@ def test_check_overrides__names_the_closest_id(toy_bundle, option, close):
         check_overrides(_argv(toy_bundle, *option))
 
 
+def test_check_overrides__a_lower_case_truth_value_is_an_error(toy_bundle):
+    with pytest.raises(SystemExit, match="write False"):
+        check_overrides(_argv(toy_bundle, "--learning_rate", "false"))
+
+
 def test_check_overrides__reads_args_file(toy_bundle, tmp_path):
     arguments = tmp_path / "args.yaml"
     config = toy_bundle / "configs" / "train.yaml"
