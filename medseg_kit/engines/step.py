@@ -5,6 +5,7 @@ A `TrainStep` is passed to MONAI's `SupervisedTrainer` as ``iteration_update``.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from monai.engines import SupervisedTrainer
 
     from medseg_kit.typing import StateDict
+
+logger = logging.getLogger(__name__)
 
 Losses = dict[str, torch.Tensor]
 LossTerm = Callable[["SupervisedTrainer", dict[str, Any]], Losses]
@@ -134,9 +137,8 @@ class TrainStep(ABC):
             self._scaler.unscale_(engine.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_norm)
             if not self._scaler.is_enabled() and not bool(torch.isfinite(norm)):
-                raise FloatingPointError(
-                    f"the gradient of step {self.global_step} is not finite; no weight has changed"
-                )
+                logger.warning("step %d is left out: its gradient is not finite", self.global_step)
+                return
         self._scaler.step(engine.optimizer)
         self._scaler.update()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)

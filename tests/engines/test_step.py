@@ -134,3 +134,13 @@ def test_resume__equals_the_uninterrupted_run(tmp_path):
     continued = run(4, resume=True)
     assert all(torch.equal(whole[key], continued[key]) for key in whole)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_step__infinite_gradient_leaves_the_weights_alone(caplog):
+    step = Regression(total_steps=1, clip_norm=1.0)
+    trainer = make_trainer(step, batches(1))
+    trainer.network.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = trainer.network.weight.detach().clone()
+    trainer.run()
+    assert torch.equal(trainer.network.weight, before)
+    assert "step 0 is left out" in caplog.text
