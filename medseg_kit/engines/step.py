@@ -41,7 +41,8 @@ class TrainStep(ABC):
             ``on_round_start(global_state)``.
         amp: "off", "bf16" or "fp16" (autocast on the trainer's device; keep the trainer's
             own ``amp: false``, which would build a new scaler at every run).
-        clip_norm: Largest norm of the gradient; not clipped if None.
+        clip_norm: Largest norm of the gradient; not clipped if None. With it, a step whose gradient
+            is not finite is left out with a warning.
 
     Raises:
         ValueError: For an unknown ``amp`` or a ``total_steps`` below 1.
