@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +10,7 @@ import torch
 from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.bundle.weights import load_strictly, read_weights
+from medseg_kit.files import replacing
 from medseg_kit.typing import PathLike, UserError
 
 if TYPE_CHECKING:
@@ -37,20 +36,14 @@ def pack_weights(bundle: PathLike, weights: PathLike) -> Path:
     network = load_config(root, ["inference.yaml"]).get_parsed_content("network_def")
     load_strictly(network, read_weights(weights), source=weights)
     target = root / "models" / "model.pt"
-    target.parent.mkdir(exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
-    os.close(handle)
-    path = Path(temporary)
-    torch.save(half_precision(network.state_dict()), path)
-    megabytes = path.stat().st_size / 1e6
-    if megabytes > MAX_MEGABYTES:
-        path.unlink()
-        raise UserError(
-            f"{root.name}: the weights take {megabytes:.1f} MB, more than {MAX_MEGABYTES}; "
-            "ship a smaller variant of the network"
-        )
-    path.chmod(0o644)
-    path.replace(target)
+    with replacing(target) as file:
+        torch.save(half_precision(network.state_dict()), file)
+        megabytes = file.stat().st_size / 1e6
+        if megabytes > MAX_MEGABYTES:
+            raise UserError(
+                f"{root.name}: the weights take {megabytes:.1f} MB, more than {MAX_MEGABYTES}; "
+                "ship a smaller variant of the network"
+            )
     return target
 
 

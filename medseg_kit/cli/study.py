@@ -24,13 +24,13 @@ def study(runs: str, *, out: str) -> int:
     import logging
     from pathlib import Path
 
+    from medseg_kit.files import write_text
     from medseg_kit.report.comparison import (
         budget_check,
         comparison_table,
         format_comparison,
         paired_tests,
     )
-    from medseg_kit.report.files import write_text
     from medseg_kit.study.runner import run_study
     from medseg_kit.study.spec import load_study
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medseg_kit.data.schema_check import check_schema
+from medseg_kit.files import write_json
 from medseg_kit.typing import PathLike, UserError
 
 DATALIST_NAME = "datalist.json"
@@ -94,22 +93,6 @@ def write_datalist(dataset_dir: PathLike, content: Mapping[str, Any]) -> Path:
     validate_datalist(content, source=str(path))
     write_json(path, content)
     return path
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees either the old or the whole new file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def organ_names(labels: Mapping[str, str], *, source: str) -> tuple[str, ...]:

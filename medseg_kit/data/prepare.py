@@ -16,7 +16,7 @@ import psutil
 from tqdm import tqdm
 
 from medseg_kit.data.checks import Expected, check_pair, duplicate_findings
-from medseg_kit.data.datalist import DATALIST_NAME, write_datalist, write_json
+from medseg_kit.data.datalist import DATALIST_NAME, write_datalist
 from medseg_kit.data.findings import (
     DataProblemsError,
     Finding,
@@ -42,6 +42,7 @@ from medseg_kit.data.volumes import (
     save_volume,
     to_unit,
 )
+from medseg_kit.files import write_json
 from medseg_kit.typing import PathLike, UserError
 
 MAX_THREADS = 4

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import random
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.transforms import Compose
 
+from medseg_kit.files import replacing
 from medseg_kit.typing import PathLike
 
 logger = logging.getLogger(__name__)
@@ -104,12 +103,9 @@ class Resume:
         logger.info("continue after epoch %d of %s", states["epoch"], self.path)
 
     def write(self, engine: Engine) -> None:
-        """Write all states beside the old file, then replace it."""
+        """Replace the file by one with all states."""
         states: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
         states["epoch"] = engine.state.epoch
         states["iteration"] = engine.state.iteration
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
-        os.close(handle)
-        torch.save(states, temporary)
-        Path(temporary).replace(self.path)
+        with replacing(self.path) as file:
+            torch.save(states, file)

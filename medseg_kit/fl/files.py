@@ -1,42 +1,15 @@
-"""Atomic files of a federation: a reader, or a restart, sees the old or the whole new one."""
+"""The files of a federation: tensors that load without running code, and lines of records."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder that replaces ``path`` when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from medseg_kit.files import replacing
 
 
 def save_torch(path: Path, content: Any) -> None:
@@ -48,12 +21,6 @@ def save_torch(path: Path, content: Any) -> None:
 def load_torch(path: Path) -> Any:
     """Read a file of tensors and plain values; runs no code from it."""
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def save_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:

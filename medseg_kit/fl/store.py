@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from medseg_kit.fl.files import load_torch, replacing, save_json, save_torch, sync
+from medseg_kit.files import replacing, sync, write_json
+from medseg_kit.fl.files import load_torch, save_torch
 from medseg_kit.fl.ledger import Ledger
 from medseg_kit.typing import UserError
 
@@ -58,7 +59,7 @@ class ServerStore:
             return str(known["run_id"]), completed
         self._clear()
         run_id = uuid.uuid4().hex[:12]
-        save_json(path, {**identity, "run_id": run_id})
+        write_json(path, {**identity, "run_id": run_id})
         return run_id, 0
 
     def completed(self) -> int:
@@ -107,7 +108,7 @@ class ServerStore:
         """Write ``global/model.pt``, then ``summary.json``; return the path of the weights."""
         path = self.folder / "global" / "model.pt"
         save_torch(path, state)
-        save_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         return path
 
     def _round(self, round_number: int) -> Path:

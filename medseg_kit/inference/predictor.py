@@ -21,6 +21,7 @@ from monai.transforms import Compose
 from torch import nn
 from tqdm import tqdm
 
+from medseg_kit.files import write_json
 from medseg_kit.inference.cases import Case, find_cases
 from medseg_kit.inference.device import select_device, share
 from medseg_kit.inference.fingerprint import fingerprint, network_fingerprint
@@ -31,7 +32,7 @@ from medseg_kit.inference.reading import Volume, digest_of, read_volume
 from medseg_kit.inference.records import Outputs
 from medseg_kit.inference.routes import Answer, choose_route
 from medseg_kit.inference.weights import load_weights
-from medseg_kit.inference.writing import write_json, write_labels, write_probabilities
+from medseg_kit.inference.writing import write_labels, write_probabilities
 from medseg_kit.typing import PathLike, UserError
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medseg_kit.files import write_json
 from medseg_kit.inference.cases import Case
 from medseg_kit.inference.job import SCHEMA
-from medseg_kit.inference.writing import write_json
 from medseg_kit.typing import UserError
 
 SUMMARY_NAME = "summary.json"

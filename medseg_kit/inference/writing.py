@@ -1,11 +1,9 @@
-"""Writing results so that a file is either complete or not there."""
+"""Label maps and probabilities as NIfTI files with the geometry of their image."""
 
 from __future__ import annotations
 
-import json
-import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,32 +11,11 @@ from typing import IO, Any
 import nibabel as nib
 import numpy as np
 
+from medseg_kit.files import replacing
 from medseg_kit.inference.reading import Volume
 
 _FAST_GZIP = 1
 _GZIP_FORMAT = 31
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends well.
-
-    Args:
-        path: The file to write; its folder is made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as indented JSON, atomically."""
-    with atomic_file(path) as stream:
-        stream.write(json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def write_labels(path: Path, labels: np.ndarray, volume: Volume) -> None:
@@ -50,7 +27,7 @@ def write_labels(path: Path, labels: np.ndarray, volume: Volume) -> None:
         volume: The image.
     """
     header = _header(volume, labels.shape, np.dtype(np.uint8))
-    with atomic_file(path) as stream, _gzip(stream) as compressed:
+    with replacing(path) as file, file.open("wb") as stream, _gzip(stream) as compressed:
         compressed(header)
         compressed(labels.tobytes(order="F"))
 
@@ -67,7 +44,7 @@ def write_probabilities(
         count: Number of classes.
     """
     header = _header(volume, (*volume.array.shape, count), np.dtype(np.float32))
-    with atomic_file(path) as stream, _gzip(stream) as compressed:
+    with replacing(path) as file, file.open("wb") as stream, _gzip(stream) as compressed:
         compressed(header)
         for probability in classes:
             compressed(probability.astype(np.float32, copy=False).tobytes(order="F"))

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from medseg_kit.report.files import write_bytes, write_text
+from medseg_kit.files import write_bytes, write_text
 
 # Okabe and Ito's palette, distinguishable with colour-blindness.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")

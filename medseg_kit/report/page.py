@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from medseg_kit.files import write_text
 from medseg_kit.report import ledger as ledgers
 from medseg_kit.report.figures import curve_plot, svg_text
-from medseg_kit.report.files import write_text
 from medseg_kit.typing import PathLike
 
 Row = Mapping[str, Any]

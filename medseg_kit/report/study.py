@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from medseg_kit.data.datalist import DATALIST_NAME, organ_names, read_datalist
+from medseg_kit.files import write_bytes, write_json, write_text
 from medseg_kit.metrics.table import to_csv
 from medseg_kit.report.comparison import (
     budget_check,
@@ -23,7 +24,6 @@ from medseg_kit.report.comparison import (
 )
 from medseg_kit.report.evaluation import AXIS_TITLES
 from medseg_kit.report.figures import box_plot, curve_plot, save_figure, significance_mark
-from medseg_kit.report.files import write_bytes, write_json, write_text
 from medseg_kit.report.overlays import overlap_image
 from medseg_kit.report.page import write_page
 from medseg_kit.typing import PathLike

@@ -14,7 +14,7 @@ from typing import Any
 
 from medseg_kit import __version__
 from medseg_kit.bundle.paths import resolve_bundle
-from medseg_kit.report.files import write_json, write_text
+from medseg_kit.files import write_json, write_text
 from medseg_kit.study.labels import data_digest
 from medseg_kit.study.spec import Job, Study, jobs
 from medseg_kit.study.stages import discard_training

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg_kit.report.files import write_json
+from medseg_kit.files import write_json
 from medseg_kit.report.ledger import metric_curves, of_type, read_ledger
 from medseg_kit.study.evaluation import evaluate_predictions
 from medseg_kit.study.labels import limit_labels

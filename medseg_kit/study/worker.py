@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg_kit.report.files import write_json
+from medseg_kit.files import write_json
 from medseg_kit.study import stages
 from medseg_kit.study.environment import describe_hardware, describe_versions
 from medseg_kit.study.spec import Job, RunSpec

@@ -147,7 +147,7 @@ def test_write_datalist__failed_write_leaves_the_old_file(
     def full_disk(_: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("medseg_kit.data.datalist.os.fsync", full_disk)
+    monkeypatch.setattr("medseg_kit.files.os.fsync", full_disk)
     before = (dataset / "datalist.json").read_bytes()
     with pytest.raises(OSError, match="no space left"):
         write_datalist(dataset, content(name="new"))

@@ -15,7 +15,8 @@ import torch
 from gates import records, toy_options
 from toy_federation import make_site, subprocess_environment
 
-from medseg_kit.fl import files, store
+from medseg_kit import files
+from medseg_kit.fl import store
 from medseg_kit.fl.client import SiteClient
 from medseg_kit.fl.plan import read_plan
 from medseg_kit.fl.simulation import simulate

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 
 from medseg_kit.bundle.config import load_config
+from medseg_kit.files import write_text
 from medseg_kit.inference.cases import find_cases
 from medseg_kit.metrics.table import CaseRecord, summarise, to_csv
-from medseg_kit.report.files import write_text
 from medseg_kit.report.overlays import overlap_image
 from medseg_kit.study.demo.models import FEDERATION, Model
 from medseg_kit.study.demo.settings import Settings

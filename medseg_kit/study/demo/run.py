@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from medseg_kit.files import write_json
 from medseg_kit.metrics.table import CaseRecord
 from medseg_kit.report.evaluation import write_evaluation
-from medseg_kit.report.files import write_json
 from medseg_kit.report.page import write_federation_page
 from medseg_kit.study.demo import results
 from medseg_kit.study.demo.data import DemoData, make_data

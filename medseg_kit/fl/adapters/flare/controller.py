@@ -10,8 +10,8 @@ from typing import Any
 
 from nvflare.app_common.workflows.model_controller import ModelController
 
+from medseg_kit.files import write_json
 from medseg_kit.fl.adapters.flare.exchange import to_model, to_reply
-from medseg_kit.fl.files import save_json
 from medseg_kit.fl.messages import Reply, Request
 from medseg_kit.fl.plan import Options, read_plan
 from medseg_kit.fl.privacy import DEFAULT_MIN_CASES, scrub
@@ -61,7 +61,7 @@ class FederationController(ModelController):
             sites = self.sites or self.sample_clients()
             Server(plan, sites, ServerStore(folder), ask=self._ask, on_round=self._report).run()
         except UserError as error:
-            save_json(folder / ERROR_FILE, {"error": str(error)})
+            write_json(folder / ERROR_FILE, {"error": str(error)})
             self.panic(scrub(str(error)))
 
     def _ask(self, requests: Mapping[str, Request]) -> Iterator[Reply]:

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.data.datalist import site_folders
+from medseg_kit.files import write_json
 from medseg_kit.fl.adapters.flare.controller import ERROR_FILE, FederationController
 from medseg_kit.fl.adapters.flare.exchange import scalar_overrides
-from medseg_kit.fl.files import save_json
 from medseg_kit.fl.ledger import read_ledger
 from medseg_kit.fl.plan import Options, read_plan
 from medseg_kit.fl.site import read_site_file
@@ -177,7 +177,7 @@ def simulate(
         python=sys.executable,
     )
     allowed = [*DEFAULT_CLASS_ALLOW_LIST, *CLASSES]
-    save_json(work / "workspace" / "local" / "resources.json", {"class_allow_list": allowed})
+    write_json(work / "workspace" / "local" / "resources.json", {"class_allow_list": allowed})
     job.export_job(str(work / "job"))
     log = work / "simulator.log"
     code = _run_simulator(work, sorted(folders), folder, log, plan.num_rounds if progress else 0)
