@@ -147,6 +147,34 @@ def summary_row(records: Sequence[CaseRecord]) -> dict[str, Any]:
     return row
 
 
+def mean_record(records: Sequence[CaseRecord], *, label: str) -> CaseRecord:
+    """Return the mean over the structures of one case as a record of its own.
+
+    Undefined distances are left out; it counts as missed (spurious) if a structure is.
+
+    Args:
+        records: One record a structure of the same case.
+        label: Name of the new record's structure.
+    """
+    first = records[0]
+    means = {}
+    for measure in MEASURES:
+        values = [getattr(record, measure) for record in records]
+        values = [value for value in values if not math.isnan(value)]
+        means[measure] = float(np.mean(values)) if values else math.nan
+    return CaseRecord(
+        case=first.case,
+        subject=first.subject,
+        site=first.site,
+        label=label,
+        **means,
+        missed=any(record.missed for record in records),
+        spurious=any(record.spurious for record in records),
+        voxels_pred=sum(record.voxels_pred for record in records),
+        voxels_reference=sum(record.voxels_reference for record in records),
+    )
+
+
 def mean_over_labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the mean over structures of their case means, with the counts summed.
 

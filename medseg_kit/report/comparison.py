@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from medseg_kit.metrics.statistics import bootstrap_interval, holm, paired_comparison, patient_means
-from medseg_kit.metrics.table import CaseRecord, summary_row
+from medseg_kit.metrics.table import CaseRecord, mean_record, summary_row
 from medseg_kit.typing import PathLike, UserError
 
 Record = Mapping[str, Any]
 MEASURES = ("dice", "hd95_mm", "hd95_vox")
+MEAN = "mean"
+"""The structure that stands for the mean of all structures of a case."""
 
 
 def read_records(study_dir: PathLike) -> list[dict[str, Any]]:
@@ -40,7 +42,7 @@ def configuration_name(record: Record) -> str:
 
 
 def cases_by_model(records: Sequence[Record]) -> dict[str, dict[str, list[CaseRecord]]]:
-    """Return model -> structure -> score rows of all seeds.
+    """Return model -> structure -> score rows of all seeds, and of the mean of several structures.
 
     Args:
         records: Records of a study. Runs of one method complement each other.
@@ -62,7 +64,22 @@ def cases_by_model(records: Sequence[Record]) -> dict[str, dict[str, list[CaseRe
             models.setdefault(model, {}).setdefault(row["label"], []).append(
                 CaseRecord.from_dict(row)
             )
+    for model, structures in models.items():
+        if len(structures) > 1:
+            structures[MEAN] = _case_means(records, model, num_structures=len(structures))
     return models
+
+
+def _case_means(records: Sequence[Record], model: str, *, num_structures: int) -> list[CaseRecord]:
+    """Return the mean over all structures of each case and seed that has them all."""
+    rows: dict[tuple[int, str], list[CaseRecord]] = {}
+    for record in records:
+        if configuration_name(record) == model:
+            for row in record["cases"]:
+                key = (record["seed"], row["case"])
+                rows.setdefault(key, []).append(CaseRecord.from_dict(row))
+    whole = (found for found in rows.values() if len(found) == num_structures)
+    return [mean_record(found, label=MEAN) for found in whole]
 
 
 def comparison_table(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -100,7 +117,8 @@ def seed_spread(records: Sequence[Record], model: str, label: str) -> dict[str, 
     means: dict[int, list[float]] = {}
     for record in records:
         if configuration_name(record) == model:
-            dice = [row["dice"] for row in record["cases"] if row["label"] == label]
+            rows = record["cases"]
+            dice = [row["dice"] for row in rows if label in {row["label"], MEAN}]
             means.setdefault(record["seed"], []).extend(dice)
     values = [float(np.mean(dice)) for dice in means.values() if dice]
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None

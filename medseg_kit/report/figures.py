@@ -1,4 +1,4 @@
-"""Box plots with significance marks, and curves, drawn without a display."""
+"""Box plots with significance marks, curves and intervals, drawn without a display."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "medseg_kit",
 }
+Interval = tuple[float, float, float, float]
+"""One point of a line with error bars: x, mean, low, high."""
 SVG_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -104,6 +106,48 @@ def curve_plot(
             figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=4)
         figure.set_layout_engine("constrained")
         figure.canvas.draw()
+    return figure
+
+
+def interval_plot(
+    lines: Mapping[str, Sequence[Interval]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    hollow: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> Figure:
+    """Return lines with error bars over a setting; its values are spaced evenly, in their order.
+
+    Args:
+        lines: Series -> points (x, mean, low, high).
+        xlabel: The setting.
+        ylabel: What the values are.
+        hollow: Series -> (x, value) to draw as hollow marks, for example a paper's numbers.
+    """
+    points = [*itertools.chain.from_iterable(lines.values())]
+    marks = [*itertools.chain.from_iterable((hollow or {}).values())]
+    settings = sorted({point[0] for point in (*points, *marks)})
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.6))
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for index, (name, found) in enumerate(lines.items()):
+            ordered = sorted(found)
+            shift = 0.06 * (index - (len(lines) - 1) / 2)
+            x = [settings.index(point[0]) + shift for point in ordered]
+            mean = np.array([point[1] for point in ordered])
+            spread = [mean - [p[2] for p in ordered], [p[3] for p in ordered] - mean]
+            axes.errorbar(
+                x, mean, yerr=spread, color=_color(index), marker="o", ms=4, capsize=2, label=name
+            )
+            for setting, value in (hollow or {}).get(name, ()):
+                place = settings.index(setting) + shift
+                axes.scatter([place], [value], s=36, facecolors="none", edgecolors=_color(index))
+        axes.set_xticks(range(len(settings)), [f"{setting:g}" for setting in settings])
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        figure.tight_layout()
     return figure
 
 

@@ -57,12 +57,14 @@ def overlap_image(
         raise ValueError(f"image, reference and pred must share one 2-D or 3-D shape, got {shapes}")
     arrays = [np.asarray(image, dtype=float), *_masks(reference, pred, label)]
     if image.ndim == 3:
-        arrays, voxel = _axial_slices(arrays, affine)
+        truth = arrays[1] + arrays[3]
+        foreground = truth if np.any(truth) else arrays[2]
+        arrays, voxel = axial_slices(arrays, affine, foreground=foreground)
     else:
         voxel = (1.0, 1.0)
     scale = num_pixels / max(arrays[0].shape[0] * voxel[0], arrays[0].shape[1] * voxel[1])
     size = tuple(max(1, round(n * v * scale)) for n, v in zip(arrays[0].shape, voxel, strict=True))
-    grey = resize(_to_unit(arrays[0], window), size, order=1)
+    grey = resize(to_unit(arrays[0], window), size, order=1)
     # shape (3, H, W): reference only, prediction only, both
     overlap = [resize(array, size, order=0) > 0.5 for array in arrays[1:]]
     buffer = io.BytesIO()
@@ -101,24 +103,37 @@ def _masks(
     return [mask.astype(float) for mask in (reference_only, pred_only, both)]
 
 
-def _axial_slices(
-    arrays: list[npt.NDArray[np.float64]], affine: npt.NDArray[np.float64] | None
+def axial_slices(
+    arrays: Sequence[npt.NDArray[np.float64]],
+    affine: npt.NDArray[np.float64] | None,
+    *,
+    foreground: npt.NDArray[Any],
 ) -> tuple[list[npt.NDArray[np.float64]], tuple[float, float]]:
-    """Return the busiest axial slice of each volume, and the voxel size (row, column)."""
+    """Return the axial slice of each volume that has most foreground, and its voxel size.
+
+    Args:
+        arrays: Volumes of one shape (H, W, D), turned to radiological view.
+        affine: Voxel indices to mm, (4, 4); None takes the last axis and square voxels.
+        foreground: What the slice should show, same shape; the middle slice if it is empty.
+
+    Returns:
+        One (rows, columns) slice a volume, and the size of a voxel (row, column) in mm.
+    """
+    arrays = [*arrays, np.asarray(foreground, dtype=float)]
     voxel = (1.0, 1.0)
     if affine is not None:
         volumes = [nib.as_closest_canonical(nib.Nifti1Image(array, affine)) for array in arrays]
         arrays = [volume.get_fdata() for volume in volumes]
         zooms = volumes[0].header.get_zooms()
         voxel = (float(zooms[1]), float(zooms[0]))
-    reference = (arrays[1] + arrays[3]).sum(axis=(0, 1))
-    foreground = reference if np.any(reference) else arrays[2].sum(axis=(0, 1))
-    index = int(np.argmax(foreground)) if np.any(foreground) else arrays[0].shape[2] // 2
-    return [array[:, :, index].T[::-1, ::-1] for array in arrays], voxel
+    shown = arrays[-1].sum(axis=(0, 1))
+    index = int(np.argmax(shown)) if np.any(shown) else arrays[0].shape[2] // 2
+    return [array[:, :, index].T[::-1, ::-1] for array in arrays[:-1]], voxel
 
 
-def _to_unit(
+def to_unit(
     image: npt.NDArray[np.float64], window: Sequence[float] | None
 ) -> npt.NDArray[np.float64]:
+    """Return brightness in [0, 1]: the window, or the 1st to 99.5th percentile of the image."""
     low, high = np.percentile(image, [1, 99.5]) if window is None else window
     return np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)

@@ -26,6 +26,7 @@ def write_page(
     dice_table: Sequence[Row] = (),
     curves: Sequence[Row] = (),
     overlays: Sequence[Row] = (),
+    sections: Sequence[Row] = (),
     ledger: Sequence[Row] = (),
     notes: Sequence[str] = (),
 ) -> Path:
@@ -41,6 +42,8 @@ def write_page(
             `xlabel` and `ylabel`.
         overlays: `title`, `caption`, `png` (bytes), for example from `medseg_kit.report.overlays`;
             no real patient of another site belongs on a page that leaves a hospital.
+        sections: `title`, `lead` (a sentence) and `svg` (text), `png` (bytes) or `rows`
+            (dictionaries with the same keys).
         ledger: Records of ledger.jsonl (types "run", "site", "round", "event").
         notes: Paragraphs of plain text for the end of the page.
     """
@@ -52,7 +55,9 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, signed=_signed, megabytes=_megabytes)
+    environment.filters.update(
+        number=_number, signed=_signed, megabytes=_megabytes, cell=_cell_text
+    )
     pictures = [{**item, "source": png_source(item["png"])} for item in overlays]
     html = environment.get_template("page.html.j2").render(
         title=title,
@@ -60,6 +65,7 @@ def write_page(
         tiles=tiles(dice_table, ledger),
         curves=Markup(_curve_svg(curves)) if curves else None,
         overlays=pictures,
+        sections=[_drawable(item) for item in sections],
         run=next(iter(ledgers.of_type(ledger, "run")), {}),
         sites=ledgers.site_summaries(ledger),
         metric=ledgers.key_metric(ledger),
@@ -96,6 +102,15 @@ def write_federation_page(
 def png_source(png: bytes) -> str:
     """Return a PNG as a data address for an `<img>`."""
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _drawable(item: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {"rows": None, "svg": None, "source": None, **item}
+    if found["svg"] is not None:
+        found["svg"] = Markup(found["svg"])
+    elif "png" in item:
+        found["source"] = png_source(item["png"])
+    return found
 
 
 def dice_matrix(rows: Sequence[Row]) -> dict[str, Any] | None:
@@ -229,6 +244,12 @@ def _curve_svg(curves: Sequence[Row]) -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return NO_VALUE if value is None else f"{value:.{digits}f}"
+
+
+def _cell_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return NO_VALUE if value is None else str(value)
 
 
 def _signed(value: float | None) -> str:

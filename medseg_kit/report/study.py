@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
+from matplotlib.figure import Figure
 
-from medseg_kit.data.datalist import DATALIST_NAME, organ_names, read_datalist
 from medseg_kit.files import write_bytes, write_json, write_text
 from medseg_kit.metrics.table import to_csv
 from medseg_kit.report.comparison import (
+    MEAN,
     budget_check,
     cases_by_model,
     comparison_table,
@@ -22,10 +21,18 @@ from medseg_kit.report.comparison import (
     paired_tests,
     read_records,
 )
+from medseg_kit.report.cost import cost_table
 from medseg_kit.report.evaluation import AXIS_TITLES
-from medseg_kit.report.figures import box_plot, curve_plot, save_figure, significance_mark
-from medseg_kit.report.overlays import overlap_image
+from medseg_kit.report.figures import (
+    box_plot,
+    curve_plot,
+    save_figure,
+    significance_mark,
+    svg_text,
+)
 from medseg_kit.report.page import write_page
+from medseg_kit.report.pictures import case_grid, overlap_pictures
+from medseg_kit.report.settings import label_efficiency, printed_beside, sweep_curve
 from medseg_kit.typing import PathLike
 
 Record = Mapping[str, Any]
@@ -62,18 +69,85 @@ def write_study_report(study_dir: PathLike, out: PathLike) -> dict[str, Any]:
         save_figure(
             curve_plot(panels, xlabel="epoch or round", ylabel="validation Dice"), folder / "curves"
         )
+    sections = setting_figures(folder, records, settings)
+    grid = case_grid(source, records)
+    if grid is not None:
+        write_bytes(folder / "grid.png", grid)
+        lead = "Median and worst case of the first method; the axial slice with most ground truth."
+        sections.append({"title": "Image, ground truth and methods", "lead": lead, "png": grid})
+    sections += extra_tables(folder, records, settings)
     overlays = overlap_pictures(source, records)
     for item in overlays:
         write_bytes(folder / "overlays" / f"{item['file']}.png", item["png"])
     write_page(
         folder / "report.html",
         title=settings["name"],
-        dice_table=[row | {"highlight": row["model"] == settings["reference"]} for row in table],
+        dice_table=[
+            row | {"highlight": row["model"] == settings["reference"]}
+            for row in table
+            if row["label"] != MEAN  # the page averages the structures itself
+        ],
         curves=curves,
         overlays=overlays,
+        sections=sections,
         notes=page_notes(records, tests, budget),
     )
     return {"table": table, "tests": tests, "budget": budget}
+
+
+def setting_figures(
+    folder: Path, records: Sequence[Record], settings: Record
+) -> list[dict[str, Any]]:
+    """Write the curves over label budgets, over a sweep and of pseudo-labels; return them."""
+    found = {
+        "label_efficiency": (
+            label_efficiency(records, printed=settings["printed"]),
+            "Dice by number of labelled patients",
+            "Mean over structures, with 95 % bootstrap intervals by patient; hollow marks are the "
+            "papers' numbers.",
+        ),
+        "sweep": (
+            sweep_curve(records, settings["sweep"]),
+            f"Dice over {settings['sweep'].get('name')}",
+            "With 95 % bootstrap intervals by patient.",
+        ),
+        "pseudo_labels": (
+            pseudo_label_curves(records),
+            "Quality of the pseudo-labels while training",
+            "Dice of each branch's pseudo-labels of the unlabelled training cases; their hidden "
+            "labels serve this picture only.",
+        ),
+    }
+    figures = []
+    for name, (figure, title, lead) in found.items():
+        if figure is not None:
+            save_figure(figure, folder / name)
+            figures.append({"title": title, "lead": lead, "svg": svg_text(figure)})
+    return figures
+
+
+def pseudo_label_curves(records: Sequence[Record]) -> Figure | None:
+    """Return the Dice of the pseudo-labels by epoch: a panel a run, a line a branch."""
+    panels: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for curve in record.get("pseudo_labels") or ():
+            title = f"{configuration_name(record)}, seed {record['seed']}"
+            panels.setdefault(title, {})[curve["branch"]] = curve["points"]
+    return curve_plot(panels, xlabel="epoch", ylabel="Dice") if panels else None
+
+
+def extra_tables(folder: Path, records: Sequence[Record], settings: Record) -> list[dict[str, Any]]:
+    """Write cost.csv and, where papers' numbers are named, printed.csv; return them as tables."""
+    rows = cost_table(records)
+    write_text(folder / "cost.csv", to_csv(rows))
+    lead = "Medians over runs; operations are those of one window or slice in the deployed network."
+    tables = [{"title": "Cost", "lead": lead, "rows": rows}]
+    if settings["printed"]:
+        rows = printed_beside(records, settings["printed"])
+        write_text(folder / "printed.csv", to_csv(rows))
+        lead = "Other data, hardware and initial weights: to be read beside each other, not ranked."
+        tables.append({"title": "Printed in the papers, and ours", "lead": lead, "rows": rows})
+    return tables
 
 
 def write_box_plots(folder: Path, records: Sequence[Record], tests: Sequence[Record]) -> None:
@@ -130,38 +204,6 @@ def study_curves(records: Sequence[Record]) -> list[dict[str, Any]]:
     return curves
 
 
-def overlap_pictures(
-    study_dir: Path, records: Sequence[Record], *, per_model: int = 2
-) -> list[dict[str, Any]]:
-    """Return overlap pictures of each run: the median and worst case by Dice of each structure.
-
-    Args:
-        study_dir: The study's folder, with the predictions.
-        records: Records of the study.
-        per_model: 1 for the median case only, 2 for the worst case beside it.
-    """
-    pictures = []
-    for record in records:
-        predictions = study_dir / "runs" / job_name(record) / "predictions"
-        test = Path(record["test"]["data"])
-        if not predictions.is_dir() or not (test / DATALIST_NAME).is_file():
-            continue
-        files = _test_files(test, record["test"]["section"])
-        for label in dict.fromkeys(row["label"] for row in record["cases"]):
-            rows = sorted(
-                (r for r in record["cases"] if r["label"] == label), key=lambda r: r["dice"]
-            )
-            for which, row in (("median", rows[len(rows) // 2]), ("worst", rows[0]))[:per_model]:
-                pictures += _picture(record, row, which, (predictions, files))
-    return pictures
-
-
-def job_name(record: Record) -> str:
-    """Return the name of a record's run folder."""
-    budget = "" if record["label_budget"] is None else f"_labels{record['label_budget']}"
-    return f"{record['run']}{budget}_seed{record['seed']}"
-
-
 def page_notes(records: Sequence[Record], tests: Sequence[Record], budget: Record) -> list[str]:
     """Return the paragraphs that say how the study was done."""
     first = records[0]
@@ -185,45 +227,3 @@ def _test_note(test: Record) -> str:
         f"({test['difference_low']:+.3f} to {test['difference_high']:+.3f}), "
         f"corrected p {test['wilcoxon_p_holm']:.3g}, {test['n']} patients."
     )
-
-
-def _test_files(test: Path, section: str) -> dict[str, tuple[Path, Path, dict[str, int]]]:
-    """Return case name -> image, label and the values of the structures, for NIfTI images."""
-    content = read_datalist(test)
-    organs = organ_names(content["labels"], source=str(test))
-    values = {organ: value for value, organ in enumerate(organs, 1)}
-    files = {}
-    for case in content[section]:
-        name = re.sub(r"\.nii(\.gz)?$", "", case["image"].removeprefix("images/"))
-        if "label" in case and name != case["image"].removeprefix("images/"):
-            files[name] = (test / case["image"], test / case["label"], values)
-    return files
-
-
-def _picture(
-    record: Record, row: Record, which: str, places: tuple[Path, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    predictions, files = places
-    pred_path = predictions / f"{row['case']}.nii.gz"
-    if row["case"] not in files or not pred_path.is_file():
-        return []
-    image_path, label_path, values = files[row["case"]]
-    if not image_path.is_file():
-        return []
-    image = nib.nifti1.Nifti1Image.from_filename(image_path)
-    arrays = [
-        np.asanyarray(nib.nifti1.Nifti1Image.from_filename(p).dataobj)
-        for p in (label_path, pred_path)
-    ]
-    png = overlap_image(
-        np.asanyarray(image.dataobj), *arrays, label=values[row["label"]], affine=image.affine
-    )
-    model = configuration_name(record)
-    return [
-        {
-            "title": f"{model}: {row['label']}",
-            "caption": f"{which} case {row['case']}, Dice {row['dice']:.3f}, seed {record['seed']}",
-            "png": png,
-            "file": f"{job_name(record)}_{row['label']}_{which}".replace(" ", "_"),
-        }
-    ]

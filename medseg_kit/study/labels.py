@@ -12,32 +12,38 @@ from medseg_kit.typing import PathLike, UserError
 
 
 def limit_labels(
-    dataset_dir: PathLike, out: PathLike, *, num_subjects: int, seed: int, keep_unlabelled: bool
+    dataset_dir: PathLike,
+    out: PathLike,
+    *,
+    num_subjects: int,
+    keep_unlabelled: bool,
+    seed: int | None = None,
 ) -> Path:
     """Write a data set whose training labels are those of `num_subjects` patients; return it.
 
-    Images and labels are links to the original files. The same seed chooses nested patients for
-    growing budgets.
+    Images and labels are links to the original files. Growing budgets hold nested patients.
 
     Args:
         dataset_dir: Prepared data set.
         out: Folder to write.
         num_subjects: Labelled training patients to keep.
-        seed: Decides which.
         keep_unlabelled: Keep the other training cases without their labels, else leave them out.
+        seed: Draws them; the first ones of the data set's own list (the published order) if None.
 
     Raises:
         UserError: If the data set has fewer labelled training patients.
     """
     source, folder = Path(dataset_dir).resolve(), Path(out)
     content = read_datalist(source)
-    subjects = sorted({case["subject"] for case in content["training"] if "label" in case})
+    labelled = (case["subject"] for case in content["training"] if "label" in case)
+    subjects = list(dict.fromkeys(labelled))
     if not 1 <= num_subjects <= len(subjects):
         raise UserError(
             f"label budget {num_subjects} does not fit {source}: "
             f"it has {len(subjects)} labelled training patients"
         )
-    chosen = set(seeded_order(subjects, seed=seed)[:num_subjects])
+    ordered = subjects if seed is None else seeded_order(subjects, seed=seed)
+    chosen = set(ordered[:num_subjects])
     training = [_limited(case, case["subject"] in chosen) for case in content["training"]]
     content["training"] = [case for case in training if keep_unlabelled or "label" in case]
     folder.mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,7 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
         "spec": asdict(spec),
         "seed": job.seed,
         "label_budget": job.label_budget,
+        "label_order": job.label_order,
         "test": dict(study.test),
         "policy": study.policy,
         "checkpoint_rule": study.checkpoint_rule,

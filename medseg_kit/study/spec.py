@@ -14,6 +14,7 @@ import yaml
 from medseg_kit.metrics.policy import EMPTY_MASK_SCORES
 from medseg_kit.typing import PathLike, UserError
 
+LABEL_ORDERS = ("listed", "seeded")
 MODES = ("train", "federate", "evaluate", "command")
 CHECKPOINT_RULES = ("best_validation", "last")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -73,11 +74,16 @@ class Study:
         test: `data` (prepared data set) and `section` of the cases that decide.
         seeds: Every run is done once with each.
         label_budgets: Labelled training patients (of each site); None for all of them.
+        label_order: Which patients those are: the first ones of the data set's list ("listed", the
+            published order) or drawn with the run's seed ("seeded").
         budget: `local_steps` that every trained run must spend, or empty to check only that all
             spend the same.
         checkpoint_rule: Which weights are tested: `best_validation` or `last`.
         policy: Empty-mask policy of the scores.
         reference: Method that the others are compared with; the first one if None.
+        printed: Numbers of papers to stand beside ours: `method`, `label` ("mean" for the mean of
+            all structures), `dice`, `source`, and where they have one `label_budget`.
+        sweep: `name` of a setting and `values`, its value in each method, for a curve over it.
     """
 
     name: str
@@ -89,6 +95,9 @@ class Study:
     checkpoint_rule: str = "best_validation"
     policy: str = "strict"
     reference: str | None = None
+    label_order: str = "listed"
+    printed: tuple[Mapping[str, Any], ...] = ()
+    sweep: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Job:
     spec: RunSpec
     seed: int
     label_budget: int | None
+    label_order: str = "listed"
 
     @property
     def name(self) -> str:
@@ -131,7 +141,7 @@ def load_study(path: PathLike) -> Study:
 def jobs(study: Study) -> list[Job]:
     """Return the runs x label budgets x seeds of a study, in this order."""
     return [
-        Job(spec, seed, budget)
+        Job(spec, seed, budget, study.label_order)
         for spec in study.runs
         for budget in study.label_budgets
         for seed in study.seeds
@@ -158,12 +168,15 @@ class _Reader:
             raise UserError(f"{self.file}: `test` needs `data`, a prepared data set")
         test = {"section": "test", **content["test"], "data": self._path(content["test"]["data"])}
         lists: dict[str, Any] = {
-            key: tuple(values[key]) for key in ("seeds", "label_budgets") if key in values
+            key: tuple(values[key])
+            for key in ("seeds", "label_budgets", "printed")
+            if key in values
         }
         settled: dict[str, Any] = {"name": self.file.stem, **values, **lists}
         study = Study(**{**settled, "runs": runs, "test": test})
         self._choice("checkpoint_rule", study.checkpoint_rule, CHECKPOINT_RULES)
         self._choice("policy", study.policy, tuple(EMPTY_MASK_SCORES))
+        self._choice("label_order", study.label_order, LABEL_ORDERS)
         if study.reference is not None:
             self._choice("reference", study.reference, tuple({run.method for run in runs}))
         if unknown := set(study.budget) - {"local_steps"}:
@@ -171,6 +184,7 @@ class _Reader:
                 f"{self.file}: unknown budget {sorted(unknown)}; it may say local_steps"
             )
         self._check_rule(study)
+        self._check_printed(study)
         return study
 
     def run(self, entry: Mapping[str, Any], bundle: str | None) -> RunSpec:
@@ -220,6 +234,21 @@ class _Reader:
         ]
         if missing := [name for name in needed if name not in content and name != "name"]:
             raise UserError(f"{self.file}: {what} lacks {missing}")
+
+    def _check_printed(self, study: Study) -> None:
+        for row in study.printed:
+            if not isinstance(row, dict) or not {"method", "label", "dice", "source"} <= set(row):
+                raise UserError(
+                    f"{self.file}: a row of `printed` needs method, label, dice and source: {row}"
+                )
+        if study.sweep and set(study.sweep) != {"name", "values"}:
+            raise UserError(
+                f"{self.file}: `sweep` needs `name` and `values` (method: value), "
+                f"got {sorted(study.sweep)}"
+            )
+        methods = {run.method for run in study.runs}
+        if unknown := sorted(set(study.sweep.get("values", {})) - methods):
+            raise UserError(f"{self.file}: `sweep` names methods that no run has: {unknown}")
 
     def _check_rule(self, study: Study) -> None:
         federations = [run.name for run in study.runs if run.mode == "federate"]

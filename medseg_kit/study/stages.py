@@ -239,7 +239,11 @@ def discard_training(run_dir: Path) -> None:
 def _training_data(job: Job, data: str | Path, view: Path) -> str:
     if job.label_budget is None:
         return str(data)
-    keep = job.spec.unlabelled == "keep"
-    return str(
-        limit_labels(data, view, num_subjects=job.label_budget, seed=job.seed, keep_unlabelled=keep)
+    view = limit_labels(
+        data,
+        view,
+        num_subjects=job.label_budget,
+        keep_unlabelled=job.spec.unlabelled == "keep",
+        seed=job.seed if job.label_order == "seeded" else None,
     )
+    return str(view)

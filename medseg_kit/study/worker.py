@@ -17,6 +17,7 @@ from typing import Any
 
 from medseg_kit.files import write_json
 from medseg_kit.study import stages
+from medseg_kit.study.cost import describe_cost
 from medseg_kit.study.environment import describe_hardware, describe_versions
 from medseg_kit.study.spec import Job, RunSpec
 from medseg_kit.typing import UserError
@@ -45,7 +46,7 @@ def execute(run_dir: Path) -> dict[str, Any]:
     spec = plan.pop("spec")
     for key in ("overlays", "command", "organs"):
         spec[key] = None if spec[key] is None else tuple(spec[key])
-    job = Job(RunSpec(**spec), plan["seed"], plan["label_budget"])
+    job = Job(RunSpec(**spec), plan["seed"], plan["label_budget"], plan["label_order"])
     outcome = stages.make_weights(job, run_dir, checkpoint_rule=plan["checkpoint_rule"])
     started = time.perf_counter()
     stages.predict(job, run_dir / "predictions", weights=outcome["weights"], test=plan["test"])
@@ -63,14 +64,22 @@ def execute(run_dir: Path) -> dict[str, Any]:
         "mode": job.spec.mode,
         "seed": job.seed,
         "label_budget": job.label_budget,
+        "label_order": job.label_order,
         "configuration": spec,
         **{key: plan[key] for key in ("identity", "data_sha256", "test", "policy")},
         "checkpoint_rule": {"stated": plan["checkpoint_rule"], "applied": outcome["selection"]},
         "local_steps": outcome["local_steps"],
         "seconds": seconds,
+        "cost": describe_cost(
+            job,
+            seconds=seconds,
+            local_steps=outcome["local_steps"],
+            num_cases=len({row["case"] for row in cases}),
+        ),
         "hardware": describe_hardware(),
         "versions": describe_versions(),
         "curves": outcome["curves"],
+        "pseudo_labels": outcome.get("pseudo_labels", []),
         "cases": cases,
     }
 

@@ -77,6 +77,7 @@ def test_methods__single_organ_runs_complement_each_other():
     assert {(row["model"], row["label"]) for row in comparison_table(records)} == {
         ("single", "liver"),
         ("single", "spleen"),
+        ("single", "mean"),
     }
     twice = [*records, record("again", WORSE, method="single")]
     with pytest.raises(UserError, match="one_liver and again of single both score liver"):

@@ -79,3 +79,8 @@ def test_data_digest__follows_the_datalist(training_set):
     assert data_digest(training_set.parent) != data_digest(training_set)
     with pytest.raises(UserError, match=r"datalist\.json"):
         data_digest(training_set / "images")
+
+
+def test_limit_labels__listed_order_without_a_seed(training_set, tmp_path):
+    view = limit_labels(training_set, tmp_path / "v", num_subjects=2, keep_unlabelled=True)
+    assert labelled(view) == {"p0", "p1"}

@@ -1,0 +1,41 @@
+"""The cost table of a study: network, seconds and memory of each method, from its records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = Mapping[str, Any]
+COLUMNS = (
+    "parameters",
+    "gflops",
+    "seconds_per_step",
+    "seconds_per_case",
+    "peak_memory_gib",
+    "peak_gpu_memory_gib",
+    "registration_seconds",
+)
+
+
+def cost_table(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return one row a method and processor: medians over its runs, None where nothing was counted.
+
+    Args:
+        records: Records of a study.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        hardware = record["hardware"]
+        machine = hardware["gpu"] or f"{hardware['processor']}, {hardware['torch_threads']} threads"
+        groups.setdefault((str(record["method"]), machine), []).append(record.get("cost") or {})
+    return [
+        {"method": method, "hardware": machine, "runs": len(costs)}
+        | {name: _median(costs, name) for name in COLUMNS}
+        for (method, machine), costs in groups.items()
+    ]
+
+
+def _median(costs: Sequence[Record], name: str) -> float | None:
+    values = [cost[name] for cost in costs if cost.get(name) is not None]
+    return statistics.median(values) if values else None

@@ -1,0 +1,61 @@
+"""What a run costs: parameters, operations, seconds and memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Any
+
+from medseg_kit.study.spec import Job
+
+
+def describe_cost(
+    job: Job, *, seconds: dict[str, float], local_steps: int | None, num_cases: int
+) -> dict[str, Any]:
+    """Return the cost of a run; None for what does not apply to it.
+
+    `parameters` and `gflops` (10^9 multiply-adds of one window or slice, counted twice) are those
+    of the deployed network; `seconds_per_step` holds everything between two steps, validation
+    included; `peak_memory_gib` is that of the whole process.
+
+    Args:
+        job: The run.
+        seconds: `train` and `predict`.
+        local_steps: Optimisation steps of one site.
+        num_cases: Predicted cases.
+    """
+    import torch
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    cost: dict[str, Any] = {
+        "parameters": None,
+        "gflops": None,
+        "seconds_per_step": seconds["train"] / local_steps if local_steps else None,
+        "seconds_per_case": seconds["predict"] / max(num_cases, 1),
+        "peak_memory_gib": round(peak * (1 if sys.platform == "darwin" else 1024) / 2**30, 2),
+        "peak_gpu_memory_gib": gpu,
+    }
+    return cost | (_network_cost(job) if job.spec.bundle and job.spec.mode != "command" else {})
+
+
+def _network_cost(job: Job) -> dict[str, Any]:
+    """Return parameters and operations of the network that the bundle deploys."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from medseg_kit.bundle.config import load_config
+
+    files = ["inference.yaml", *job.spec.inference.get("overlays", ())]
+    overrides = job.spec.inference.get("overrides", {})
+    parser = load_config(str(job.spec.bundle), files, overrides=overrides)
+    network = parser.get_parsed_content("network_def").eval()
+    inferer = parser.get_parsed_content("inferer")
+    size = getattr(inferer, "slice_size", None) or getattr(inferer, "roi_size", None)
+    cost: dict[str, Any] = {"parameters": sum(p.numel() for p in network.parameters())}
+    if size is not None:
+        channels = parser["_meta_"]["network_data_format"]["inputs"]["image"]["num_channels"]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, channels, *size))
+        cost["gflops"] = counter.get_total_flops() / 1e9
+    return cost
