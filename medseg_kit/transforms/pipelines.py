@@ -28,8 +28,11 @@ from monai.transforms import (
     RandAffined,
     RandCropByPosNegLabeld,
     RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandHistogramShiftd,
     RandScaleIntensityd,
     RandShiftIntensityd,
+    RandSimulateLowResolutiond,
     SaveImaged,
     ScaleIntensityRanged,
     SpatialPadd,
@@ -118,6 +121,7 @@ def volume_training(
     rotation_deg: float = 0.0,
     scaling: float = 0.0,
     intensity: float = 0.0,
+    acquisition: float = 0.0,
 ) -> Compose:
     """Return preprocessing, crops of ``roi_size`` and augmentation for ``image`` and ``label``.
 
@@ -132,6 +136,9 @@ def volume_training(
         rotation_deg: Largest rotation about each axis in degrees.
         scaling: Largest relative change of size.
         intensity: Largest relative change of intensity and contrast; noise has a tenth of it as SD.
+        acquisition: Share of the crops, in ``[0, 1]``, that look like another scanner or contrast
+            phase: a random monotone intensity curve; less often stronger noise (SD up to a tenth of
+            the intensity range, for images scaled to ``[0, 1]``), blur or a lower resolution.
     """
     keys = [CommonKeys.IMAGE, CommonKeys.LABEL]
     steps: list[Transform] = [
@@ -168,6 +175,8 @@ def volume_training(
         )
     if intensity:
         steps += _intensity_augmentation(intensity)
+    if acquisition:
+        steps += _acquisition_augmentation(acquisition)
     return Compose(steps)
 
 
@@ -185,6 +194,19 @@ def _intensity_augmentation(amount: float) -> list[Transform]:
             keys=image, prob=0.3, gamma=(1 - amount, 1 + amount), retain_stats=True
         ),
         RandGaussianNoised(keys=image, prob=0.3, std=amount / 10),
+    ]
+
+
+def _acquisition_augmentation(share: float) -> list[Transform]:
+    image = CommonKeys.IMAGE
+    sigma = (0.3, 1.0)
+    return [
+        RandHistogramShiftd(keys=image, prob=share, num_control_points=(3, 6)),
+        RandSimulateLowResolutiond(keys=image, prob=0.4 * share, zoom_range=(0.5, 1.0)),
+        RandGaussianSmoothd(
+            keys=image, prob=0.4 * share, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma
+        ),
+        RandGaussianNoised(keys=image, prob=0.6 * share, std=0.1),
     ]
 
 
