@@ -59,6 +59,7 @@ class Plan:
     description: Mapping[str, str]
     strategy: Strategy
     global_state: StateDict
+    deployed: Mapping[str, str] | None
 
     def quorum(self, num_sites: int) -> int:
         """Return the fewest sites that must answer."""
@@ -128,6 +129,7 @@ def read_plan(bundle: PathLike, options: Options) -> Plan:
         description=describe_bundle(root, files, overrides=options.overrides, organs=organs),
         strategy=strategy,
         global_state=_initial_state(parser, options),
+        deployed=deployed_names(root, parser, options),
     )
 
 
@@ -151,18 +153,41 @@ def _initial_state(parser: ConfigParser, options: Options) -> StateDict:
     return {**state, **fitting}
 
 
-def deployed_keys(plan: Plan) -> frozenset[str] | None:
-    """Return the keys of the network that inference deploys; None without an inference.yaml.
+def deployed_names(
+    bundle: Path, parser: ConfigParser, options: Options
+) -> Mapping[str, str] | None:
+    """Return the keys of the deployed network and what training calls them; None if all are its.
 
-    A method overlay deploys the network of its own training configuration.
+    Where training holds more than it deploys (a second student, projectors), the id ``deployed``
+    of train.yaml names that part of ``network_def``. A method overlay deploys what its training
+    configuration says, the bundle's own method what inference.yaml loads.
+
+    Raises:
+        UserError: If inference.yaml deploys keys that training lacks.
     """
-    if plan.options.method or not (plan.bundle / "configs" / "inference.yaml").is_file():
-        return None
-    deployed = load_config(plan.bundle, ["inference.yaml"])
+    network: torch.nn.Module = parser.get_parsed_content("network_def")
+    names = {key: key for key in network.state_dict()}
+    if "deployed" in parser:
+        places = {value.data_ptr(): key for key, value in network.state_dict().items()}
+        part: torch.nn.Module = parser.get_parsed_content("deployed")
+        names = {key: places[value.data_ptr()] for key, value in part.state_dict().items()}
+    if options.method or not (bundle / "configs" / "inference.yaml").is_file():
+        return names if "deployed" in parser else None
+    wanted = _inference_keys(bundle, options)
+    if missing := sorted(wanted - names.keys()):
+        raise UserError(
+            f"inference.yaml of {bundle.name} deploys {len(missing)} keys that training lacks, "
+            f"e.g. {missing[0]}; give both the same network_def, or train.yaml the id `deployed`"
+        )
+    return {key: names[key] for key in sorted(wanted)}
+
+
+def _inference_keys(bundle: Path, options: Options) -> frozenset[str]:
+    deployed = load_config(bundle, ["inference.yaml"])
     shared = {
         key: value
-        for key, value in plan.options.overrides.items()
+        for key, value in options.overrides.items()
         if key.replace("::", "#").partition("#")[0] in deployed
     }
-    parser = load_config(plan.bundle, ["inference.yaml"], overrides=shared)
+    parser = load_config(bundle, ["inference.yaml"], overrides=shared)
     return frozenset(parser.get_parsed_content("network_def").state_dict())

@@ -21,7 +21,7 @@ from medseg_kit.fl.ledger import (
     summarise,
 )
 from medseg_kit.fl.messages import Ask, Kind, Reply, Request
-from medseg_kit.fl.plan import Plan, deployed_keys
+from medseg_kit.fl.plan import Plan
 from medseg_kit.fl.state import describe, mismatch
 from medseg_kit.fl.store import ServerStore
 from medseg_kit.fl.strategy import SiteInfo
@@ -68,13 +68,6 @@ class Server:
         self.best: dict[str, Any] = {}
         self.outside: dict[str, str] = {}
         self._expected = {key: describe(value) for key, value in plan.global_state.items()}
-        self._deployed = deployed_keys(plan)
-        missing = sorted((self._deployed or frozenset()) - self._expected.keys())
-        if missing:
-            raise UserError(
-                f"inference.yaml of {plan.bundle.name} deploys {len(missing)} keys that training "
-                f"lacks, e.g. {missing[0]}; give both the same network_def"
-            )
 
     def run(self, *, resume: bool = True) -> dict[str, Any]:
         """Run all rounds that are not complete, write the deployed weights, return the summary.
@@ -243,8 +236,8 @@ class Server:
 
     def _deployed_state(self) -> dict[str, torch.Tensor]:
         state = self.strategy.deployed_state()
-        keys = self._deployed
-        return state if keys is None else {key: state[key] for key in sorted(keys)}
+        names = self.plan.deployed
+        return state if names is None else {new: state[old] for new, old in names.items()}
 
     def _restore(self, completed: int) -> None:
         saved = self.store.load_round(completed)

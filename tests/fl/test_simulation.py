@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from gates import records, toy_options
+from gates import global_state, records, toy_options
 from toy_federation import make_site
 
 from medseg_kit.fl.plan import Options, read_plan
@@ -134,3 +134,13 @@ def test_deployed_network__with_keys_that_training_lacks(bundle, sites, tmp_path
     _write_inference(bundle, {**network, "channels": [4, 8, 16], "strides": [2, 2]})
     with pytest.raises(UserError, match=r"deploys .* keys that training lacks"):
         simulate(bundle, sites, tmp_path / "out", options=toy_options(rounds=1))
+
+
+def test_deployed_network__is_the_part_that_training_names(bundle, sites, tmp_path):
+    path = bundle / "configs" / "train.yaml"
+    path.write_text(path.read_text() + "\ndeployed: $@network_def.model\n")
+    simulate(bundle, sites, tmp_path / "out", options=toy_options(rounds=1))
+    model = torch.load(tmp_path / "out" / "global" / "model.pt", weights_only=True)
+    whole = global_state(tmp_path / "out")
+    assert {f"model.{key}" for key in model} == whole.keys()
+    assert all(torch.equal(value, whole[f"model.{key}"]) for key, value in model.items())
