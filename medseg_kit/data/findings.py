@@ -35,6 +35,7 @@ WARNING = {
     "no-orientation": "a file states no orientation; its stored axes are taken as they are",
     "incomplete-set": "fewer or more subjects than the published set has",
     "unlisted-subject": "a subject that the split does not use",
+    "lost-spacing": "a header holds what stands for a lost voxel size; mm and ml are unknown",
     "extra-file": "a file that the datalist does not name",
 }
 

@@ -101,6 +101,7 @@ def _parse_dataset(content: Any, source: str) -> Manifest:
                 *("spacing", "layout", "num_subjects", "default_view", "default_split"),
             )
         },
+        spacing_unknown=tuple(content["spacing_unknown"]) if "spacing_unknown" in content else None,
         folders=tuple(content["folders"]),
         stored_intensity=StoredIntensity(
             slope=stored["slope"],
@@ -140,7 +141,9 @@ def _parse_split(content: Mapping[str, Any]) -> Split:
 def _parse_setting(content: Mapping[str, Any]) -> SiteSetting:
     blocks = "partition" in content
     members = {
-        name: SiteRule(tuple(rule["organs"]), None if blocks else _parse_sections(rule))
+        name: SiteRule(
+            tuple(rule["organs"]), None if blocks else _parse_sections(rule), rule.get("labelled")
+        )
         for name, rule in content["members"].items()
     }
     return SiteSetting(content["view"], content["split"], members)
@@ -187,6 +190,11 @@ def _check_setting(manifest: Manifest, setting: SiteSetting, source: str) -> Non
             raise UserError(
                 f"{source}: {name} cannot annotate {sorted(unknown)}; view {setting.view} has"
                 f" {list(view.annotated)}"
+            )
+        num_listed = len(rule.sections["training"]) if rule.sections else None
+        if num_listed is not None and (rule.labelled or 0) > num_listed:
+            raise UserError(
+                f"{source}: {name} has labelled {rule.labelled} of {num_listed} training subjects"
             )
 
 

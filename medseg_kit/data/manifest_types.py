@@ -9,6 +9,8 @@ from typing import Any
 
 from medseg_kit.typing import UserError
 
+SPACING_TOLERANCE_MM = 1e-4
+
 
 @dataclass(frozen=True)
 class View:
@@ -49,10 +51,18 @@ class Split:
 
 @dataclass(frozen=True)
 class SiteRule:
-    """What one site annotates, and its subjects where they are listed."""
+    """What one site annotates, and its subjects where they are listed.
+
+    Attributes:
+        organs: Organs that its labels annotate.
+        sections: Subjects by section, or None where the sites are blocks of equal size.
+        labelled: Number of training subjects, from the first, that the site has labelled; all of
+            them if None.
+    """
 
     organs: tuple[str, ...]
     sections: Mapping[str, tuple[str, ...]] | None
+    labelled: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class Manifest:
     modality: str
     intensity: str
     spacing: str
+    spacing_unknown: tuple[float, float, float] | None
     layout: str
     folders: tuple[str, ...]
     num_subjects: int
@@ -110,6 +121,15 @@ class Manifest:
     default_split: str
     sites: Mapping[str, SiteSetting]
     allow: Mapping[str, str]
+
+    def knows_spacing(self, spacing: Sequence[float]) -> bool:
+        """Whether a header's voxel size is the real one, not what stands for a lost one."""
+        unknown = self.spacing_unknown
+        lost = unknown is not None and all(
+            abs(size - nominal) < SPACING_TOLERANCE_MM
+            for size, nominal in zip(spacing, unknown, strict=True)
+        )
+        return self.spacing == "valid" and not lost
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medseg_kit.data.datalist import SECTIONS
 from medseg_kit.data.findings import Finding
 from medseg_kit.data.manifest import load_dataset_manifest, load_manifest
-from medseg_kit.data.manifest_types import Collection, Manifest, SiteSetting, View, choose
+from medseg_kit.data.manifest_types import Collection, Manifest, View, choose
 from medseg_kit.data.readers import RawCase, find_root, read_cases
-from medseg_kit.data.splits import site_subjects, split_subjects
+from medseg_kit.data.splits import Sections, hidden_subjects, site_subjects, split_subjects
 from medseg_kit.typing import PathLike, UserError
 
 
@@ -28,6 +28,7 @@ class PlannedCase:
         section: ``training``, ``validation`` or ``test``.
         site: Site that holds the case, or None.
         annotated: Organs that the label of the whole set annotates.
+        labelled: Whether its site has the label; the whole set always does.
     """
 
     raw: RawCase
@@ -37,6 +38,7 @@ class PlannedCase:
     section: str
     site: str | None
     annotated: tuple[str, ...]
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,11 @@ def _plan_dataset(
     for section, subjects in chosen_split.sections.items():
         raw.missing(subjects, f"split {split_name} ({section})")
     sections = split_subjects(sorted(raw.cases), chosen_split)
-    holders = _holders(sections, setting)
+    sites_of = site_subjects(sections, setting) if setting else {}
+    hidden = hidden_subjects(sites_of, setting) if setting else set()
+    holders = _holders(sections, sites_of)
     cases = [
-        case
+        replace(case, labelled=subject not in hidden)
         for subject, (section, site) in holders.items()
         for case in raw.plan(subject, section, chosen_view, site, chosen_view.annotated)
     ]
@@ -207,14 +211,14 @@ def _agree(kind: str, asked: str | None, fixed: str | None, default: str) -> str
 
 
 def _holders(
-    sections: Mapping[str, Sequence[str]], setting: SiteSetting | None
+    sections: Mapping[str, Sequence[str]], sites: Mapping[str, Sections]
 ) -> dict[str, tuple[str, str | None]]:
     """Say for each subject its section and site; a site's choice of section counts."""
     holders: dict[str, tuple[str, str | None]] = {}
-    for site, own in (site_subjects(sections, setting) if setting else {}).items():
+    for site, own in sites.items():
         for section, subjects in own.items():
             holders.update((subject, (section, site)) for subject in subjects)
-    held_out = ("test",) if setting else SECTIONS
+    held_out = ("test",) if sites else SECTIONS
     for section in held_out:
         for subject in sections[section]:
             holders.setdefault(subject, (section, None))

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def prepare_dataset(
     Images are written as NIfTI with identical sform and qform on their own grid; Hounsfield units
     as 16-bit integers (rounded where the stored intensity is rescaled), others as stored.
     Labels are written in the numbering of the view. A site folder holds hard links of its images
-    (copies where the file system has no links) and labels with the site's organs only.
+    (copies where the file system has no links) and labels with the site's organs only, none for
+    the subjects that the site has not labelled. A set with a lost spacing is marked as such.
 
     Args:
         plan: Result of `medseg_kit.data.plan.make_plan`.
@@ -104,6 +105,8 @@ def prepare_dataset(
         if errors:
             raise DataProblemsError(f"{plan.header['name']} was not prepared", errors)
         records = [one.record for one in done]
+        if any(record["spacing_mm"] is None for record in records):
+            plan = replace(plan, header={**plan.header, "spacing": "lost"})
         report = build_report(plan, records, warnings, allowed=allowed)
         for site in (None, *plan.sites):
             write_datalist(folder / site_path(site), build_datalist(plan, folder, site))
@@ -171,6 +174,9 @@ def _process_case(case: PlannedCase, plan: Plan, folder: Path) -> _Done:
     save_volume(image, folder / prepared_file("images", case))
     save_volume(label, folder / prepared_file("labels", case))
     findings = [*pair.findings, *_write_for_site(case, plan, folder, label)]
+    if manifest.spacing == "valid" and not manifest.knows_spacing(image.spacing):
+        message = "the header's voxel size stands for an unknown one: mm and ml stay empty"
+        findings.append(Finding(manifest.name, "lost-spacing", message))
     return _Done(findings, case_record(case, image, label, pair.image), content)
 
 
@@ -181,10 +187,12 @@ def _write_for_site(
     if case.site is None:
         return
     site = folder / site_path(case.site)
+    link_or_copy(folder / prepared_file("images", case), site / prepared_file("images", case))
+    if not case.labelled:
+        return
     organs = plan.sites[case.site]
     kept = {v: v for v, organ in enumerate(case.view.organs, start=1) if organ in organs}
     own = relabel(label.array, kept)
-    link_or_copy(folder / prepared_file("images", case), site / prepared_file("images", case))
     save_volume(Volume(own, label.affine), site / prepared_file("labels", case))
     if not own.any():
         file = f"{site_path(case.site)}/{prepared_file('labels', case)}"

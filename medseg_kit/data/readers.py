@@ -108,15 +108,66 @@ def read_kits(root: Path) -> list[RawCase]:
     ]
 
 
+def read_acdc(root: Path) -> list[RawCase]:
+    """ACDC: ``patient001/patient001_frame01.nii.gz`` with ``..._frame01_gt.nii.gz``.
+
+    The frames are called ``ED`` and ``ES``: as ``Info.cfg`` says, else the lower number is ED. The
+    4-D series and everything else is left aside.
+    """
+    return [case for folder in root.glob("patient*") for case in _acdc_frames(folder)]
+
+
+def _acdc_frames(folder: Path) -> list[RawCase]:
+    pattern = re.compile(re.escape(folder.name) + r"_frame(\d+)(_gt)?" + re.escape(NIFTI_SUFFIX))
+    matches = (pattern.fullmatch(path.name) for path in sorted(folder.glob("*")))
+    names = {int(match[1]): match[1] for match in matches if match}
+    if not names:
+        return []
+    frames = _info_frames(folder / "Info.cfg")
+    if frames is None:
+        if len(names) != 2:
+            raise UserError(
+                f"{folder} holds the frames {list(names.values())} and no Info.cfg: which of them"
+                " are ED and ES is unknown; add Info.cfg, or leave two frames, ED first"
+            )
+        frames = dict(zip(("ED", "ES"), sorted(names), strict=True))
+    cases = []
+    for frame, number in frames.items():
+        # A frame that is not there becomes a case as well: the checks name the missing file.
+        stem = f"{folder.name}_frame{names.get(number, f'{number:02d}')}"
+        image, label = (folder / f"{stem}{end}{NIFTI_SUFFIX}" for end in ("", "_gt"))
+        cases.append(RawCase(folder.name, image, label, frame))
+    return cases
+
+
+def _info_frames(path: Path) -> dict[str, int] | None:
+    """Read the frame numbers of ED and ES from ACDC's ``KEY: value`` file; None without one."""
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    entries = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    try:
+        frames = {frame: int(entries[frame]) for frame in ("ED", "ES")}
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} has no whole numbers ED and ES ({error!r}); repair it") from error
+    if frames["ED"] == frames["ES"]:
+        raise UserError(f"{path} gives frame {frames['ED']} for both ED and ES; repair it")
+    return frames
+
+
 READERS: Mapping[str, Callable[[Path], list[RawCase]]] = {
     "msd": read_msd,
     "btcv": read_btcv,
     "kits": read_kits,
+    "acdc": read_acdc,
 }
 LAYOUT_HELP: Mapping[str, str] = {
     "msd": "imagesTr/NAME.nii.gz with labelsTr/NAME.nii.gz",
     "btcv": "img/img0001.nii.gz with label/label0001.nii.gz",
     "kits": "case_00000/imaging.nii.gz with case_00000/segmentation.nii.gz",
+    "acdc": "patient001/patient001_frame01.nii.gz with patient001/patient001_frame01_gt.nii.gz",
 }
 
 

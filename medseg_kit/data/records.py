@@ -23,13 +23,14 @@ SITES_FOLDER = "sites"
 def case_record(case: PlannedCase, image: Volume, label: Volume, stored: Volume) -> dict[str, Any]:
     """Describe one case for the report; volumes in ml only where the spacing is known."""
     voxels = np.bincount(label.array.ravel(), minlength=len(case.view.organs) + 1)
-    known = case.manifest.spacing == "valid"
+    known = case.manifest.knows_spacing(image.spacing)
     millilitres = float(np.prod(image.spacing)) / 1000
     return {
         "case": case.raw.case_id,
         "subject": case.raw.subject,
         "section": case.section,
         "site": case.site,
+        "labelled": case.labelled,
         "size": list(image.array.shape),
         "spacing_mm": [round(s, 5) for s in image.spacing] if known else None,
         "orientation": image.orientation,
@@ -59,12 +60,15 @@ def build_datalist(plan: Plan, folder: Path, site: str | None) -> dict[str, Any]
             "subject": case.raw.subject,
             "site": case.site,
         }
+        if site is not None and not case.labelled:
+            del entry["label"]
+            entry["labelled"] = False
         if case.raw.frame:
             entry["frame"] = case.raw.frame
         if site is None and set(case.annotated) != set(annotated):
             entry["annotated"] = list(case.annotated)
         sections[case.section].append(entry)
-        for key in ("image", "label"):
+        for key in {"image", "label"} & set(entry):
             sums[entry[key]] = file_sha256(folder / site_path(site) / entry[key])
     return {
         "schema": SCHEMA_VERSION,
@@ -89,6 +93,7 @@ def build_report(
         site: {
             "organs": list(organs),
             **{s: sum(c.site == site and c.section == s for c in plan.cases) for s in SECTIONS},
+            "labelled": _labelled(plan, site),
         }
         for site, organs in plan.sites.items()
     }
@@ -107,6 +112,12 @@ def build_report(
         ],
         "records": list(records),
     }
+
+
+def _labelled(plan: Plan, site: str) -> list[str]:
+    """List the training subjects whose labels a site has, in the order of the split."""
+    own = (c for c in plan.cases if c.site == site and c.section == "training" and c.labelled)
+    return list(dict.fromkeys(case.raw.subject for case in own))
 
 
 def _union(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:

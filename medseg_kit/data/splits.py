@@ -117,3 +117,22 @@ def site_subjects(
         if not site["training"]:
             raise UserError(f"{name} has no training subject among the {len(available)} available")
     return sites
+
+
+def hidden_subjects(sites: Mapping[str, Sections], setting: SiteSetting) -> set[str]:
+    """Name the training subjects whose labels their site does not have.
+
+    Args:
+        sites: Result of `site_subjects`.
+        setting: Sites of the manifest; ``labelled`` counts in the order of its list, also where
+            some of the listed subjects are not available.
+
+    Returns:
+        The subjects after the first ``labelled`` of each site.
+    """
+    hidden: set[str] = set()
+    for name, rule in setting.members.items():
+        if rule.labelled is not None:
+            listed = rule.sections["training"] if rule.sections else sites[name]["training"]
+            hidden |= set(sites[name]["training"]) - set(listed[: rule.labelled])
+    return hidden

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import NormalizeIntensity
+from monai.utils.enums import CommonKeys
 
 from medseg_kit.inference.grid import Grid, make_grid, resample
 from medseg_kit.inference.reading import Volume
-from medseg_kit.transforms.pipelines import VolumePreprocessing
+from medseg_kit.transforms.pipelines import INTENSITIES, VolumePreprocessing
 
 # These types hold every value in float32, through which MONAI's reader goes.
 _EXACT_TYPES = (np.int8, np.uint8, np.int16, np.uint16, np.float32)
@@ -36,7 +36,7 @@ def prepare(volume: Volume, preprocessing: VolumePreprocessing) -> tuple[MetaTen
         image = oriented.to(torch.float32).contiguous()
     else:
         image = resample(oriented, grid.forward, grid.shape)
-    image = _scale(image[None], preprocessing.window)
+    image = _scale(image[None], preprocessing)
     meta = {"original_affine": volume.affine, "spatial_shape": np.asarray(grid.stored_shape)}
     return MetaTensor(image, affine=torch.as_tensor(grid.affine), meta=meta), grid
 
@@ -51,9 +51,10 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(native.T).permute(2, 1, 0)
 
 
-def _scale(image: torch.Tensor, window: tuple[float, float] | None) -> torch.Tensor:
-    if window is None:
-        scaled = NormalizeIntensity(nonzero=True)(image)
+def _scale(image: torch.Tensor, preprocessing: VolumePreprocessing) -> torch.Tensor:
+    if preprocessing.window is None:
+        step = INTENSITIES[preprocessing.intensity]
+        scaled = step({CommonKeys.IMAGE: image})[CommonKeys.IMAGE]
         return torch.as_tensor(scaled).as_subclass(torch.Tensor)
-    low, high = window
+    low, high = preprocessing.window
     return image.sub_(low).div_(high - low).clamp_(0.0, 1.0)

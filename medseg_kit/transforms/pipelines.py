@@ -8,7 +8,8 @@ to the grid of its file.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,9 @@ from monai.transforms import (
     RandShiftIntensityd,
     RandSimulateLowResolutiond,
     SaveImaged,
+    ScaleIntensityd,
     ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
     SpatialPadd,
     Transform,
 )
@@ -44,6 +47,17 @@ from medseg_kit.transforms.spacing import Spacingd
 
 AXIS_NAMES = (("L", "R"), ("P", "A"), ("I", "S"))
 MAX_BACKGROUND_CENTRES = 20_000
+
+# Scaling of a whole volume whose intensities have no unit (MR), by name: mean 0 and SD 1 over the
+# non-zero voxels; smallest and largest value to 0 and 1; the 0.5 and 99.5 percentiles to 0 and 1
+# with the rest clipped, which a few bright voxels do not disturb.
+INTENSITIES: Mapping[str, Transform] = {
+    "zscore": NormalizeIntensityd(keys=CommonKeys.IMAGE, nonzero=True),
+    "minmax": ScaleIntensityd(keys=CommonKeys.IMAGE, minv=0.0, maxv=1.0),
+    "percentile": ScaleIntensityRangePercentilesd(
+        keys=CommonKeys.IMAGE, lower=0.5, upper=99.5, b_min=0.0, b_max=1.0, clip=True
+    ),
+}
 
 
 class VolumePreprocessing(Compose):
@@ -56,8 +70,11 @@ class VolumePreprocessing(Compose):
         keys: ``("image",)`` for inference, ``("image", "label")`` for training and validation.
         spacing: Voxel size of the network's grid in mm; the file's own if None.
         orientation: Axis codes of the network's grid; the file's own if None.
-        window: Intensities mapped to 0 and 1 and clipped (CT: Hounsfield units); if None the
-            image is standardised to mean 0 and SD 1 over its non-zero voxels.
+        window: Intensities mapped to 0 and 1 and clipped (CT: Hounsfield units).
+        intensity: What is done without a window, a key of `INTENSITIES`.
+
+    Raises:
+        ValueError: If ``intensity`` is unknown.
     """
 
     def __init__(
@@ -67,11 +84,15 @@ class VolumePreprocessing(Compose):
         spacing: Sequence[float] | None = None,
         orientation: str | None = "RAS",
         window: Sequence[float] | None = None,
+        intensity: str = "zscore",
     ) -> None:
+        if intensity not in INTENSITIES:
+            raise ValueError(f"intensity must be one of {list(INTENSITIES)}, got {intensity!r}")
         self.keys = tuple(keys)
         self.spacing = None if spacing is None else tuple(float(size) for size in spacing)
         self.orientation = orientation
         self.window = None if window is None else (float(window[0]), float(window[1]))
+        self.intensity = intensity
         super().__init__(self._steps())
 
     def _steps(self) -> list[Transform]:
@@ -83,7 +104,7 @@ class VolumePreprocessing(Compose):
             modes = ["nearest" if key == CommonKeys.LABEL else "bilinear" for key in keys]
             steps.append(Spacingd(keys=keys, pixdim=self.spacing, mode=modes))
         if self.window is None:
-            steps.append(NormalizeIntensityd(keys=CommonKeys.IMAGE, nonzero=True))
+            steps.append(INTENSITIES[self.intensity])
         else:
             low, high = self.window
             steps.append(
@@ -92,6 +113,13 @@ class VolumePreprocessing(Compose):
                 )
             )
         return [*steps, EnsureTyped(keys=CommonKeys.IMAGE, dtype=torch.float32)]
+
+    def inverse(self, data: Any) -> Any:
+        """Return the data on the file's grid; as it is when the grid was never changed.
+
+        MONAI's `Compose` would warn that it finds no step to undo.
+        """
+        return data if self.spacing is None and self.orientation is None else super().inverse(data)
 
 
 def _reader(keys: Sequence[str]) -> LoadImaged:
@@ -107,9 +135,12 @@ def volume_preprocessing(
     spacing: Sequence[float] | None = None,
     orientation: str | None = "RAS",
     window: Sequence[float] | None = None,
+    intensity: str = "zscore",
 ) -> VolumePreprocessing:
     """Return the deterministic pipeline; see `VolumePreprocessing` for the arguments."""
-    return VolumePreprocessing(keys, spacing=spacing, orientation=orientation, window=window)
+    return VolumePreprocessing(
+        keys, spacing=spacing, orientation=orientation, window=window, intensity=intensity
+    )
 
 
 def volume_training(

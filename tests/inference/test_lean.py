@@ -25,6 +25,10 @@ SETTINGS = [
     {"spacing": (3, 3, 3), "window": (-100, 100), "orientation": "LPS"},
     {"spacing": (2, 2, 2), "orientation": None},
     {"spacing": None},
+    {"spacing": None, "orientation": None, "intensity": "minmax"},
+    {"spacing": (2, 2, 2), "intensity": "minmax"},
+    {"spacing": None, "orientation": None, "intensity": "percentile"},
+    {"spacing": (1, 1, 1), "intensity": "percentile"},
 ]
 
 

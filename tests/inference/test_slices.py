@@ -8,7 +8,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from medseg_kit.inference.slices import SliceInferer, through_plane
+from medseg_kit.inference.slices import SliceInferer
+from medseg_kit.transforms.planes import through_plane
 
 
 @pytest.fixture

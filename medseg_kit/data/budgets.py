@@ -1,0 +1,113 @@
+"""Label budgets: which cases of a training list count as labelled, always by subject."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg_kit.typing import UserError
+
+MAX_NAMED = 5
+Case = Mapping[str, Any]
+Budget = int | str | Sequence[str] | None
+
+
+def subject_of(case: Case) -> str:
+    """Return a case's subject; the stem of its image where the case names none (MONAI Label)."""
+    return str(case.get("subject") or Path(case["image"]).name.split(".")[0])
+
+
+def case_key(case: Case) -> str:
+    """Return the name of a case in file names: ``<subject>`` or ``<subject>_<frame>``.
+
+    >>> case_key({"image": "images/a_ED.nii.gz", "subject": "a", "frame": "ED"})
+    'a_ED'
+    """
+    frame = case.get("frame")
+    return f"{subject_of(case)}_{frame}" if frame else subject_of(case)
+
+
+def labelled_flags(cases: Sequence[Case], labelled: Budget = None) -> list[bool]:
+    """Say which cases are labelled under a budget.
+
+    Args:
+        cases: A training list, in the order of its split.
+        labelled: None: what the cases say (``labelled``, else whether they have a label). A number
+            n: the first n subjects that could be labelled, with all their frames, so that smaller
+            budgets are part of larger ones. A list: these subjects. "all": every case with a
+            label. A budget concerns the cases of a datalist; those without a ``subject`` (MONAI
+            Label's) keep what they say.
+
+    Returns:
+        One flag a case; a case without a label file is never labelled.
+
+    Raises:
+        UserError: When the budget is larger than the list, or names a subject that it has not.
+    """
+    own = [_says_labelled(case) for case in cases]
+    if labelled is None:
+        return own
+    named = list(
+        dict.fromkeys(c["subject"] for c, o in zip(cases, own, strict=True) if _fits(c, o))
+    )
+    if not named and not any("subject" in case for case in cases):
+        return own
+    chosen = _chosen_subjects(named, labelled)
+    return [
+        flag and case["subject"] in chosen if "subject" in case else flag
+        for case, flag in zip(cases, own, strict=True)
+    ]
+
+
+def check_disjoint(training: Sequence[Case], validation: Sequence[Case]) -> None:
+    """Check that no subject is used for training and for validation.
+
+    Args:
+        training: Training list, labelled or not.
+        validation: Validation (or test) list.
+
+    Raises:
+        UserError: When a subject stands in both lists; names the subjects and both their files.
+    """
+    held_out = {subject_of(case): case["image"] for case in validation}
+    shared = {subject_of(case): case["image"] for case in training if subject_of(case) in held_out}
+    if shared:
+        found = "; ".join(
+            f"{subject} (training {image}, validation {held_out[subject]})"
+            for subject, image in list(shared.items())[:MAX_NAMED]
+        )
+        raise UserError(
+            f"{len(shared)} subject(s) stand in the training and in the validation list: {found};"
+            " take them out of one of the two, validation would measure what was learnt by heart"
+        )
+
+
+def _says_labelled(case: Case) -> bool:
+    return bool(case.get("labelled", True)) and bool(case.get("label"))
+
+
+def _fits(case: Case, labelled: bool) -> bool:
+    return labelled and "subject" in case
+
+
+def _chosen_subjects(named: Sequence[str], labelled: int | str | Sequence[str]) -> set[str]:
+    if labelled == "all":
+        return set(named)
+    if isinstance(labelled, int) and not isinstance(labelled, bool):
+        if not 0 <= labelled <= len(named):
+            raise UserError(
+                f"labelled is {labelled}, but the training list has {len(named)} subjects with"
+                " labels; choose a number from 0 to that"
+            )
+        return set(named[:labelled])
+    if isinstance(labelled, (str, bool)):
+        raise UserError(
+            f"labelled is {labelled!r}; give a number of subjects, a list of them, all or null"
+        )
+    if unknown := [subject for subject in labelled if subject not in named]:
+        raise UserError(
+            f"labelled names {', '.join(map(str, unknown[:MAX_NAMED]))}, which the training list"
+            " does not have with a label: misspelt, or a validation or test subject"
+        )
+    return set(labelled)

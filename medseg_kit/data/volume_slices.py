@@ -1,0 +1,132 @@
+"""One volume cut into the slices that a 2-D network sees, in training as in inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, Orientation
+from monai.utils.enums import CommonKeys
+
+from medseg_kit.transforms.pipelines import AXIS_NAMES, VolumePreprocessing
+from medseg_kit.transforms.planes import INTERPOLATIONS, resize_slices, slicing_axis
+from medseg_kit.typing import UserError
+
+MAX_CLASSES = 255
+
+
+class VolumeSlices:
+    """Cuts volumes and labels into slices of one size.
+
+    Args:
+        preprocessing: From a file to a volume on the network's grid, key ``image``.
+        image_size: Side of the square slices, or ``(H, W)``.
+        num_classes: ``1 + K``.
+        interpolation: How images are resized, see `resize_slices`.
+
+    Raises:
+        ValueError: For an unknown ``interpolation``, or sizes or classes that cannot be.
+    """
+
+    def __init__(
+        self,
+        preprocessing: VolumePreprocessing,
+        *,
+        image_size: int | Sequence[int],
+        num_classes: int,
+        interpolation: str = "linear",
+    ) -> None:
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}"
+            )
+        size = [image_size] * 2 if isinstance(image_size, int) else [int(s) for s in image_size]
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"image_size must be one or two positive numbers, got {image_size}")
+        if not 2 <= num_classes <= MAX_CLASSES:
+            raise ValueError(f"num_classes must be from 2 to {MAX_CLASSES}, got {num_classes}")
+        self.preprocessing = preprocessing
+        self.size = (size[0], size[1])
+        self.num_classes = num_classes
+        self.interpolation = interpolation
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything that the slices depend on beside the files."""
+        preprocessing = self.preprocessing
+        return {
+            "window": preprocessing.window,
+            "intensity": preprocessing.intensity,
+            "orientation": preprocessing.orientation,
+            "size": self.size,
+            "num_classes": self.num_classes,
+            "interpolation": self.interpolation,
+        }
+
+    def cut(
+        self, case: Mapping[str, Any], registered: Path | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the slices of a case, its label and its registered label.
+
+        Args:
+            case: ``image`` and perhaps ``label``, paths.
+            registered: File of the registered label, if there is one.
+
+        Returns:
+            Images ``(N, 1, H, W)`` float32, labels and registered labels ``(N, H, W)`` uint8, zeros
+            where there is no file.
+
+        Raises:
+            UserError: When a file is missing, no 3-D volume, not finite, or a label does not fit.
+        """
+        image = self._image(Path(case[CommonKeys.IMAGE]))
+        axis = slicing_axis(image)
+        slices = image.as_tensor().movedim(1 + axis, 0)
+        images = resize_slices(slices, self.size, interpolation=self.interpolation)
+        label = self._labels(case.get(CommonKeys.LABEL), image, axis)
+        return images.contiguous(), label, self._labels(registered, image, axis)
+
+    def _image(self, path: Path) -> MetaTensor:
+        _check_file(path)
+        image: MetaTensor = self.preprocessing({CommonKeys.IMAGE: str(path)})[CommonKeys.IMAGE]
+        if image.dim() != 4 or image.shape[0] != 1:
+            raise UserError(
+                f"{path} has shape {tuple(image.shape)} (channels first); a single 3-D volume of"
+                " one channel is needed, a 2-D image as H x W x 1"
+            )
+        if not bool(torch.isfinite(image.as_tensor()).all()):
+            raise UserError(
+                f"{path} holds NaN or infinite values; mend it with `medseg data check`"
+            )
+        return image
+
+    def _labels(self, path: str | Path | None, image: MetaTensor, axis: int) -> torch.Tensor:
+        if not path:
+            return torch.zeros(image.shape[1 + axis], *self.size, dtype=torch.uint8)
+        _check_file(Path(path))
+        label = LoadImage(ensure_channel_first=True, image_only=True)(str(path))
+        if self.preprocessing.orientation is not None:
+            label = Orientation(self.preprocessing.orientation, labels=AXIS_NAMES)(label)
+        if label.shape != image.shape:
+            raise UserError(
+                f"{path} has size {tuple(label.shape[1:])}, its image {tuple(image.shape[1:])}; a"
+                " label lies on the grid of its image"
+            )
+        values = label.as_tensor()
+        if bool((values != values.round()).any()) or not float(values.min()) >= 0:
+            raise UserError(f"{path} holds values that are no whole numbers from 0 on")
+        if float(values.max()) >= self.num_classes:
+            raise UserError(
+                f"{path} holds the value {float(values.max()):g}; the network has the classes 0 to"
+                f" {self.num_classes - 1}, prepare the data with a view of its organs"
+            )
+        slices = values.movedim(1 + axis, 0).to(torch.uint8)
+        return resize_slices(slices, self.size, interpolation="nearest")[:, 0].contiguous()
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; prepare the data again")

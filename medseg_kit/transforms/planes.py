@@ -1,0 +1,96 @@
+"""From volumes to slices and back: which axis to slice along, and how slices are resized.
+
+Training and inference both go through here, so that a network sees the same slices in both.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from torch.nn import functional
+
+logger = logging.getLogger(__name__)
+
+# Spacings that differ by less than this share count as a tie.
+_TIE = 1e-3
+# Pixel centres stay in place (align_corners=False) in all of them, so images and labels agree.
+INTERPOLATIONS = {"linear": "bilinear", "nearest": "nearest-exact"}
+
+
+def through_plane(shape: Sequence[int], spacing: Sequence[float]) -> int:
+    """Return the axis across the slices: largest spacing, then fewest voxels, then the last.
+
+    Args:
+        shape: Voxels an axis.
+        spacing: Millimetres a voxel and axis.
+
+    >>> through_plane((256, 256, 10), (1.4, 1.4, 10.0))
+    2
+    >>> through_plane((12, 256, 256), (1.0, 1.0, 1.0))
+    0
+    >>> through_plane((64, 64, 64), (1.0, 1.0, 1.0))
+    2
+    """
+    largest = max(spacing)
+    tied = [axis for axis, size in enumerate(spacing) if size >= largest * (1 - _TIE)]
+    return min(tied, key=lambda axis: (shape[axis], -axis))
+
+
+def slicing_axis(volume: torch.Tensor, slice_axis: int | None = None) -> int:
+    """Return the spatial axis of a volume along which its file was acquired slice by slice.
+
+    Flips and exchanged axes since the file was read are followed.
+
+    Args:
+        volume: ``(..., H, W, D)``; a `MetaTensor` tells the spacing and what was done since the
+            file was read.
+        slice_axis: Stored axis of the file to slice along; chosen by `through_plane` if None.
+    """
+    shape = tuple(volume.shape[-3:])
+    if not isinstance(volume, MetaTensor):
+        axis = slice_axis if slice_axis is not None else through_plane(shape, [1] * 3)
+        logger.info("slices along axis %d of a volume without spacing", axis)
+        return axis
+    current = _matrix(volume.affine)
+    stored = _matrix(volume.meta.get("original_affine", current))
+    stored_shape = np.asarray(volume.meta.get("spatial_shape", shape)).reshape(-1, 3)[0]
+    spacing = np.linalg.norm(stored, axis=0)
+    chosen = slice_axis
+    if chosen is None:
+        chosen = through_plane([int(side) for side in stored_shape], spacing.tolist())
+    directions = current / np.linalg.norm(current, axis=0)
+    axis = int(np.abs(directions.T @ stored[:, chosen]).argmax())
+    logger.info(
+        "slices along stored axis %d (%s, spacing %.3g mm, %d slices)",
+        chosen,
+        "as asked" if slice_axis is not None else "through-plane",
+        spacing[chosen],
+        stored_shape[chosen],
+    )
+    return axis
+
+
+def resize_slices(
+    slices: torch.Tensor, size: Sequence[int], *, interpolation: str = "linear"
+) -> torch.Tensor:
+    """Return slices resized in plane; those of that size already as they are.
+
+    Args:
+        slices: ``(N, C, H, W)``, of a floating type unless ``interpolation`` is "nearest".
+        size: New ``(H, W)``.
+        interpolation: "linear", or "nearest" for labels and for images as the papers' code
+            (`scipy.ndimage.zoom` of order 0) has them.
+    """
+    if tuple(slices.shape[-2:]) == tuple(size):
+        return slices
+    return functional.interpolate(slices, list(size), mode=INTERPOLATIONS[interpolation])
+
+
+def _matrix(affine: Any) -> np.ndarray:
+    """Return the 3 x 3 part of an affine, of the first one if there is a batch of them."""
+    return np.asarray(affine, dtype=np.float64).reshape(-1, 4, 4)[0, :3, :3]
