@@ -54,6 +54,10 @@ class DualNetwork(nn.Module):
         self.projectors = projectors
         self.deploy = deploy
 
+    def students(self) -> DualNetwork:
+        """Return the pair without projectors, with the same weights: what a bundle deploys."""
+        return DualNetwork(self.first, self.second, deploy=self.deploy)
+
     def forward(self, image: torch.Tensor) -> Any:
         """Segment ``image`` ``(B, in_channels, H, W)``; see the class for the result."""
         return self._both(image) if self.training else self._deployed(image)

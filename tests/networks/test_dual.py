@@ -80,3 +80,12 @@ def test_deploy__unknown_is_an_error():
 def test_students__without_taps_are_an_error():
     with pytest.raises(UserError, match="Linear cannot be a student"):
         DualNetwork(UNet2D(1, 3, **SMALL_UNET), torch.nn.Linear(1, 1))
+
+
+def test_students__share_their_weights_and_leave_the_projectors_out():
+    network = pair(deploy="mean").eval()
+    students = network.students().eval()
+    image = torch.randn(1, 1, 32, 32)
+    torch.testing.assert_close(students(image), network(image))
+    assert not any(key.startswith("projectors") for key in students.state_dict())
+    assert next(students.parameters()) is next(network.parameters())
