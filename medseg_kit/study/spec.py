@@ -82,7 +82,8 @@ class Study:
         policy: Empty-mask policy of the scores.
         reference: Method that the others are compared with; the first one if None.
         printed: Numbers of papers to stand beside ours: `method`, `label` ("mean" for the mean of
-            all structures), `dice`, `source`, and where they have one `label_budget`.
+            all structures), `dice`, `source`, and where they have one `label_budget` and `hd95`;
+            in the study file a list, or the name of a YAML file with one.
         sweep: `name` of a setting and `values`, its value in each method, for a curve over it.
     """
 
@@ -167,6 +168,8 @@ class _Reader:
         if not isinstance(content["test"], dict) or "data" not in content["test"]:
             raise UserError(f"{self.file}: `test` needs `data`, a prepared data set")
         test = {"section": "test", **content["test"], "data": self._path(content["test"]["data"])}
+        if isinstance(values.get("printed"), str):
+            values["printed"] = self._rows(values["printed"])
         lists: dict[str, Any] = {
             key: tuple(values[key])
             for key in ("seeds", "label_budgets", "printed")
@@ -234,6 +237,15 @@ class _Reader:
         ]
         if missing := [name for name in needed if name not in content and name != "name"]:
             raise UserError(f"{self.file}: {what} lacks {missing}")
+
+    def _rows(self, name: str) -> list[Any]:
+        path = Path(self._path(name))
+        if not path.is_file():
+            raise UserError(f"{self.file}: `printed` names {path}, which does not exist")
+        rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise UserError(f"{path} must hold a list of printed numbers")
+        return rows
 
     def _check_printed(self, study: Study) -> None:
         for row in study.printed:

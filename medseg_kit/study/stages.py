@@ -59,16 +59,16 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     """
     from medseg_kit.bundle.config import load_config
 
-    data = _training_data(job, job.spec.data or "", out.parent / "data")
-    overrides = {
-        "dataset_dir": data,
-        "output_dir": str(out),
-        "seed": job.seed,
-        **job.spec.overrides,
-    }
     files = ["train.yaml", *job.spec.overlays]
-    if "resume" in load_config(str(job.spec.bundle), files):
+    config = load_config(str(job.spec.bundle), files)
+    overrides: dict[str, Any] = {"output_dir": str(out), "seed": job.seed}
+    if "labelled" in config and job.label_order == "listed":  # the data set hides the other labels
+        overrides |= {"dataset_dir": str(job.spec.data), "labelled": job.label_budget or "all"}
+    else:
+        overrides["dataset_dir"] = _training_data(job, job.spec.data or "", out.parent / "data")
+    if "resume" in config:
         overrides["resume"] = True
+    overrides |= job.spec.overrides
     parser = load_config(str(job.spec.bundle), files, overrides=overrides)
     parser.get_parsed_content("initialize")
     history = record_history(

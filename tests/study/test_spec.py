@@ -66,3 +66,28 @@ def test_load_study__mistakes_are_named(tmp_path, changes, message):
 def test_load_study__missing_file(tmp_path):
     with pytest.raises(UserError, match=r"none\.yaml does not exist"):
         load_study(tmp_path / "none.yaml")
+
+
+def test_printed__a_list_or_a_file_with_one(tmp_path):
+    rows = "- {method: a, label: mean, dice: 0.9, source: table 1}\n"
+    (tmp_path / "printed.yaml").write_text(rows)
+    base = "test: {data: d}\nruns: [{name: a, mode: evaluate, bundle: b}]\n"
+    file = tmp_path / "study.yaml"
+    file.write_text(base + "printed: printed.yaml\n")
+    assert load_study(file).printed[0]["dice"] == 0.9
+    file.write_text(base + "printed: missing.yaml\n")
+    with pytest.raises(UserError, match=r"missing\.yaml, which does not exist"):
+        load_study(file)
+    file.write_text(base + "printed: [{method: a}]\n")
+    with pytest.raises(UserError, match="needs method, label, dice and source"):
+        load_study(file)
+
+
+def test_sweep__names_methods_of_the_study(tmp_path):
+    file = tmp_path / "study.yaml"
+    base = "test: {data: d}\nruns: [{name: a, mode: evaluate, bundle: b}]\n"
+    file.write_text(base + "sweep: {name: beta0, values: {a: 0.1}}\n")
+    assert load_study(file).sweep["values"] == {"a": 0.1}
+    file.write_text(base + "sweep: {name: beta0, values: {c: 0.1}}\n")
+    with pytest.raises(UserError, match="methods that no run has"):
+        load_study(file)
