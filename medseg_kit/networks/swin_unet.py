@@ -18,8 +18,10 @@ from medseg_kit.networks.swin_blocks import (
     double_expand,
     swin_block,
 )
+from medseg_kit.networks.swin_weights import load_swin_weights
 from medseg_kit.networks.window_geometry import WindowGeometry
 from medseg_kit.networks.window_unet import WindowParts, WindowUNet
+from medseg_kit.typing import PathLike
 
 
 class SwinUNet2D(WindowUNet):
@@ -37,10 +39,13 @@ class SwinUNet2D(WindowUNet):
         mlp_ratio: Hidden width of the feed-forward part, in channels of its stage.
         drop_path: Drop-path rate of the last encoder block; the rates grow linearly from 0.
         mcsc_head: Use MCSC's 3 x 3 head instead of a linear one without bias.
+        pretrained_path: Weights of ``swin_tiny_patch4_window7_224`` to start encoder and decoder
+            from, as in the paper; ``pretrained`` then reports what was loaded. Random otherwise,
+            which is not comparable with the paper.
 
     Raises:
-        UserError: If ``image_size`` does not fit (it names the nearest that does), or the heads do
-            not divide the channels.
+        UserError: If ``image_size`` does not fit (it names the nearest that does), the heads do not
+            divide the channels, or the weights cannot be read or do not fit.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - each argument is an id of the configuration
@@ -56,6 +61,7 @@ class SwinUNet2D(WindowUNet):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.2,
         mcsc_head: bool = False,
+        pretrained_path: PathLike | None = None,
     ) -> None:
         geometry = WindowGeometry(
             image_size,
@@ -74,6 +80,9 @@ class SwinUNet2D(WindowUNet):
             initialise=_initialise,
         )
         super().__init__(in_channels, out_channels, geometry, parts, mcsc_head=mcsc_head)
+        self.pretrained = (
+            None if pretrained_path is None else load_swin_weights(self, pretrained_path)
+        )
 
 
 def _initialise(module: nn.Module) -> None:

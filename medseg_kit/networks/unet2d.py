@@ -66,8 +66,8 @@ class UNet2D(nn.Module):
         Raises:
             UserError: If a side of the image is not divisible by ``divisor``.
         """
-        logits: torch.Tensor = self.decoder.head(self.features(image)[-1])
-        return logits
+        check_divisible(image, self.divisor)
+        return self.decoder.logits(self.encoder(image))
 
     def forward_features(self, image: torch.Tensor) -> tuple[torch.Tensor, Taps]:
         """Return logits and taps; see `medseg_kit.networks.taps.Student`."""
@@ -108,7 +108,7 @@ class UNetEncoder(nn.Module):
 
 
 class UNetDecoder(nn.Module):
-    """Mirror of the encoder; ``forward`` returns the decoded maps and ``head`` classifies."""
+    """Mirror of the encoder and head."""
 
     def __init__(
         self, out_channels: int, channels: Sequence[int], *, mcsc_head: bool = False
@@ -134,6 +134,11 @@ class UNetDecoder(nn.Module):
             x = block(torch.cat([skip, self.upsample(narrow(x))], dim=1))
             decoded.append(x)
         return decoded
+
+    def logits(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Return the logits ``(B, out_channels, H, W)`` of the encoder's maps."""
+        logits: torch.Tensor = self.head(self(maps)[-1])
+        return logits
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:

@@ -156,5 +156,5 @@ def _shift_mask(place: BlockPlace) -> torch.Tensor | None:
     if not place.shift:
         return None
     window, shift = (place.window,) * 2, (place.shift,) * 2
-    mask = compute_mask((place.resolution,) * 2, window, shift, torch.device("cpu"))
+    mask: torch.Tensor = compute_mask((place.resolution,) * 2, window, shift, torch.device("cpu"))
     return mask.unsqueeze(1)

@@ -50,15 +50,23 @@ def test_gradient__reaches_every_parameter():
 
 
 @pytest.mark.parametrize("deploy", ["first", "second", "mean"])
-def test_eval__exports_the_deployed_logits(deploy):
+def test_eval__one_tensor_of_the_deployed_logits(deploy):
     network = pair(deploy=deploy).eval()
     image = torch.randn(1, 1, 32, 32)
     with torch.no_grad():
         first, second = network.first(image), network.second(image)
         expected = {"first": first, "second": second, "mean": (first + second) / 2}[deploy]
-        exported = torch.export.export(network, (image,)).module()
         torch.testing.assert_close(network(image), expected)
-        torch.testing.assert_close(exported(image), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deploy", ["first", "second", "mean"])
+def test_eval__exports_the_deployed_logits(deploy):
+    network = pair(deploy=deploy).eval()
+    image = torch.randn(1, 1, 32, 32)
+    exported = torch.export.export(network, (image,)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(image), network(image))
 
 
 def test_eval__runs_only_the_deployed_student():
