@@ -105,7 +105,7 @@ def phantoms(
         size: Voxels along right, front and head, separated by commas, or one number.
         seed: Seed of everything random.
         modality: CT or MR.
-        anatomy: abdomen, cardiac or hippocampus.
+        anatomy: abdomen, abdomen_parts (eight organs), cardiac, hippocampus or pelvis.
 
     Returns:
         0.

@@ -7,7 +7,7 @@ A phantom is a teaching and testing device; it says nothing about real anatomy o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Triple = tuple[float, float, float]
 
@@ -90,6 +90,39 @@ ABDOMEN = Anatomy(
         Structure((-0.08, 0.02, -0.06), (0.38, 0.15, 0.15), 95, 1.3, "pancreas", (0, 18, -12)),
     ),
     distractors=7,
+    surrounding=(-1000, 0.0),
+)
+
+# The same abdomen with more names: both kidneys apart, the vessel, the stomach and a gallbladder.
+_NAMES = {
+    (-0.03, -0.30, 0): "aorta",
+    (-0.33, 0.28, 0.38): "stomach",
+    (0.36, -0.30, -0.30): "right kidney",
+    (-0.37, -0.30, -0.20): "left kidney",
+}
+ABDOMEN_PARTS = replace(
+    ABDOMEN,
+    name="abdomen, eight organs",
+    structures=(
+        *(replace(s, organ=_NAMES.get(s.centre, s.organ)) for s in ABDOMEN.structures),
+        Structure((0.22, 0.34, 0.02), (0.10, 0.12, 0.15), 15, 2.4, "gallbladder"),
+    ),
+)
+
+PELVIS = Anatomy(
+    name="pelvis",
+    field_mm=(280, 280, 180),
+    structures=(
+        Structure((0, 0, 0), (0.94, 0.80, math.inf), -100, 2.2, variation=0.02),
+        Structure((0, 0, 0), (0.80, 0.66, math.inf), 50, 1.0, variation=0.02),
+        Structure((0, -0.58, 0), (0.18, 0.12, math.inf), 250, 0.5),
+        Structure((0.62, 0.0, -0.25), (0.16, 0.17, 0.30), 280, 1.7, "femoral head"),
+        Structure((-0.62, 0.0, -0.25), (0.16, 0.17, 0.30), 280, 1.7, "femoral head"),
+        Structure((0, -0.34, -0.2), (0.13, 0.12, 0.70), 30, 1.4, "rectum", (-8, 0, 0)),
+        Structure((-0.16, -0.06, 0.50), (0.30, 0.12, 0.14), 25, 1.5, "sigmoid colon", (0, 20, 30)),
+        Structure((0, 0.24, -0.05), (0.30, 0.24, 0.34), 5, 3.0, "bladder"),
+    ),
+    distractors=3,
     surrounding=(-1000, 0.0),
 )
 

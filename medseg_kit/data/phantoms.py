@@ -13,7 +13,14 @@ from typing import Any
 import yaml
 
 from medseg_kit.data.datalist import SCHEMA_VERSION, SECTIONS, write_datalist
-from medseg_kit.data.phantom_anatomy import ABDOMEN, CARDIAC, HIPPOCAMPUS, Anatomy
+from medseg_kit.data.phantom_anatomy import (
+    ABDOMEN,
+    ABDOMEN_PARTS,
+    CARDIAC,
+    HIPPOCAMPUS,
+    PELVIS,
+    Anatomy,
+)
 from medseg_kit.data.phantom_image import Scanner, draw_phantom
 from medseg_kit.data.phantom_recipe import Recipe, Size, raw_manifest
 from medseg_kit.data.readers import NIFTI_SUFFIX
@@ -22,10 +29,12 @@ from medseg_kit.typing import PathLike, UserError
 
 __all__ = [
     "ABDOMEN",
+    "ABDOMEN_PARTS",
     "ANATOMIES",
     "CARDIAC",
     "HIPPOCAMPUS",
     "OUTSIDE",
+    "PELVIS",
     "Scanner",
     "draw_phantom",
     "site_scanner",
@@ -36,8 +45,10 @@ __all__ = [
 
 ANATOMIES: Mapping[str, Anatomy] = {
     "abdomen": ABDOMEN,
+    "abdomen_parts": ABDOMEN_PARTS,
     "cardiac": CARDIAC,
     "hippocampus": HIPPOCAMPUS,
+    "pelvis": PELVIS,
 }
 OUTSIDE = "outside"
 

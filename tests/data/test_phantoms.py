@@ -12,6 +12,7 @@ from medseg_kit.data.datalist import annotated_organs, load_datalist, read_datal
 from medseg_kit.data.phantom_image import Phantom
 from medseg_kit.data.phantoms import (
     ABDOMEN,
+    ANATOMIES,
     CARDIAC,
     HIPPOCAMPUS,
     Scanner,
@@ -145,3 +146,14 @@ def test_write_phantom_raw__passes_preparation(tmp_path) -> None:
     prepare_dataset(make_plan(manifest, source=tmp_path / "raw"), tmp_path / "out")
     assert len(load_datalist(tmp_path / "out", "training", organs=organs)) == 3
     assert len(load_datalist(tmp_path / "out", "test", organs=organs)) == 1
+
+
+@pytest.mark.parametrize("name", sorted(ANATOMIES))
+def test_anatomies__every_organ_is_drawn_and_left_is_left(name: str) -> None:
+    anatomy = ANATOMIES[name]
+    phantom = draw_phantom(anatomy, Scanner(), organs=anatomy.organs, size=(48, 48, 32), seed=1)
+    voxels = np.bincount(phantom.label.array.ravel(), minlength=len(anatomy.organs) + 1)
+    assert (voxels[1:] > 10).all(), dict(zip(anatomy.organs, voxels[1:], strict=True))
+    if "left kidney" in anatomy.organs:
+        left, right = (anatomy.organs.index(f"{side} kidney") + 1 for side in ("left", "right"))
+        assert centroid(phantom, left)[0] < centroid(phantom, right)[0]
