@@ -12,11 +12,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from medseg_kit.typing import PathLike, StateDict, UserError
+from medseg_kit.typing import PathLike, UserError
+
+if TYPE_CHECKING:
+    from medseg_kit.typing import StateDict
 
 _logger = logging.getLogger(__name__)
 
