@@ -186,7 +186,6 @@ class _Reader:
             raise UserError(
                 f"{self.file}: unknown budget {sorted(unknown)}; it may say local_steps"
             )
-        self._check_rule(study)
         self._check_printed(study)
         return study
 
@@ -261,11 +260,3 @@ class _Reader:
         methods = {run.method for run in study.runs}
         if unknown := sorted(set(study.sweep.get("values", {})) - methods):
             raise UserError(f"{self.file}: `sweep` names methods that no run has: {unknown}")
-
-    def _check_rule(self, study: Study) -> None:
-        federations = [run.name for run in study.runs if run.mode == "federate"]
-        if study.checkpoint_rule == "last" and federations:
-            raise UserError(
-                f"{self.file}: checkpoint_rule `last` does not fit {federations}: a federation "
-                "deploys its best round by validation; use best_validation for all runs"
-            )

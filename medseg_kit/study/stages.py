@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, 
     if job.spec.mode == "train":
         outcome = train(job, run_dir / "training", checkpoint_rule=checkpoint_rule)
     elif job.spec.mode == "federate":
-        outcome = federate(job, run_dir)
+        outcome = federate(job, run_dir, checkpoint_rule=checkpoint_rule)
     else:
         outcome = existing_weights(job)
     outcome["seconds"] = round(time.perf_counter() - started, 3)
@@ -120,8 +121,10 @@ def chosen_weights(out: Path, checkpoint_rule: str) -> Path:
     return last
 
 
-def federate(job: Job, run_dir: Path) -> dict[str, Any]:
+def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     """Run a federation in this process; it continues after its last complete round.
+
+    A federation deploys its last round where no site may report; the rule "last" lets none report.
 
     Raises:
         UserError: If the bundle, a site or an option does not fit.
@@ -143,7 +146,7 @@ def federate(job: Job, run_dir: Path) -> dict[str, Any]:
         method=Path(job.spec.overlays[0]).stem if job.spec.overlays else None,
         seed=job.seed,
         overrides=job.spec.overrides,
-        min_cases=job.spec.min_cases,
+        min_cases=sys.maxsize if checkpoint_rule == "last" else job.spec.min_cases,
     )
     out = run_dir / "federation"
     summary = simulate(str(job.spec.bundle), sites, out, options=options)

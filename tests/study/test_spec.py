@@ -52,10 +52,6 @@ def test_jobs__configurations_budgets_seeds(tmp_path):
         ({"policy": "kind"}, "policy is 'kind'"),
         ({"reference": "nothing"}, "reference is 'nothing'"),
         ({"budget": {"hours": 3}}, "local_steps"),
-        (
-            {"checkpoint_rule": "last", "runs": [{"name": "f", "mode": "federate", "sites": "s"}]},
-            "best_validation",
-        ),
     ],
 )
 def test_load_study__mistakes_are_named(tmp_path, changes, message):
