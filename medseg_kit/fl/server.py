@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from medseg_kit.files import only_process
 from medseg_kit.fl.handshake import disagreement
 from medseg_kit.fl.ledger import (
     add_metrics,
@@ -74,8 +75,12 @@ class Server:
 
         Raises:
             UserError: If a site's bundle differs, too few sites answer, or the output folder holds
-                another federation.
+                another federation, or is in use by another process.
         """
+        with only_process(self.store.folder):
+            return self._run(resume=resume)
+
+    def _run(self, *, resume: bool) -> dict[str, Any]:
         self.run_id, completed = self.store.open(self.plan.identity(), resume=resume)
         self.strategy.initialise(self.plan.global_state, {})
         if completed:

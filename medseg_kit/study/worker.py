@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -11,11 +9,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg_kit.files import write_json
+from medseg_kit.files import only_process, write_json
 from medseg_kit.study import stages
 from medseg_kit.study.cost import describe_cost
 from medseg_kit.study.environment import describe_hardware, describe_versions
@@ -82,23 +79,6 @@ def execute(run_dir: Path) -> dict[str, Any]:
         "pseudo_labels": outcome.get("pseudo_labels", []),
         "cases": cases,
     }
-
-
-@contextlib.contextmanager
-def only_process(run_dir: Path) -> Iterator[None]:
-    """Hold the run's lock.
-
-    Raises:
-        UserError: If another process holds it.
-    """
-    with (run_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{run_dir} is in use by another process; wait for it or end it"
-            ) from error
-        yield
 
 
 def _end_with_parent() -> None:

@@ -8,6 +8,7 @@ import yaml
 from gates import global_state, records, toy_options
 from toy_federation import make_site
 
+from medseg_kit.files import only_process
 from medseg_kit.fl.plan import Options, read_plan
 from medseg_kit.fl.simulation import simulate
 from medseg_kit.fl.state import digest
@@ -144,3 +145,8 @@ def test_deployed_network__is_the_part_that_training_names(bundle, sites, tmp_pa
     whole = global_state(tmp_path / "out")
     assert {f"model.{key}" for key in model} == whole.keys()
     assert all(torch.equal(value, whole[f"model.{key}"]) for key, value in model.items())
+
+
+def test_output_folder__belongs_to_one_process(bundle, sites, tmp_path):
+    with only_process(tmp_path / "out"), pytest.raises(UserError, match="in use by another"):
+        simulate(bundle, sites, tmp_path / "out", options=toy_options(rounds=1))
