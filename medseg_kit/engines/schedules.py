@@ -36,6 +36,34 @@ def poly(*, power: float = 0.9) -> Schedule:
     return partial(_poly, power=power)
 
 
+def warmup_poly(*, warmup: float, power: float = 0.9, start: float = 1e-3) -> Schedule:
+    """Return a linear warm-up from ``start`` to 1, then ``(1 - step / rest)**power``.
+
+    Args:
+        warmup: Share of all steps that warms up, in ``[0, 1)``.
+        power: Exponent of the decay.
+        start: Factor of the first step.
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a share of all steps in [0, 1), got {warmup}")
+    return partial(_warmup_poly, warmup=warmup, power=power, start=start)
+
+
+def gaussian_ramp() -> Schedule:
+    """Return the ramp ``exp(-5 (1 - t / T)^2)`` over all steps, from 0.0067 to 1."""
+    return _gaussian_ramp
+
+
+def ssl4mis_ramp(*, block: int = 150, length: int = 200) -> Schedule:
+    """Return SSL4MIS's ramp: the same shape, in blocks of steps, whatever the number of all steps.
+
+    Args:
+        block: Steps in which it stands still.
+        length: Blocks until it reaches 1 (30,000 steps by default).
+    """
+    return partial(_ssl4mis_ramp, block=block, length=length)
+
+
 def linear(start: float, end: float) -> Schedule:
     """Return a straight line from ``start`` to ``end``."""
     return partial(_linear, start=start, end=end)
@@ -63,6 +91,24 @@ def _cosine(global_step: int, total_steps: int, *, warmup: float, minimum: float
 
 def _poly(global_step: int, total_steps: int, *, power: float) -> float:
     return float((1 - progress(global_step, total_steps)) ** power)
+
+
+def _warmup_poly(
+    global_step: int, total_steps: int, *, warmup: float, power: float, start: float
+) -> float:
+    done = progress(global_step, total_steps)
+    if done < warmup:
+        return start + (1 - start) * done / warmup
+    return float((1 - (done - warmup) / (1 - warmup)) ** power)
+
+
+def _gaussian_ramp(global_step: int, total_steps: int) -> float:
+    return math.exp(-5 * (1 - progress(global_step, total_steps)) ** 2)
+
+
+def _ssl4mis_ramp(global_step: int, total_steps: int, *, block: int, length: int) -> float:
+    del total_steps
+    return _gaussian_ramp(global_step // block, length)
 
 
 def _linear(global_step: int, total_steps: int, *, start: float, end: float) -> float:

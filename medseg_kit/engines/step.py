@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,8 +37,11 @@ class TrainStep(ABC):
         total_steps: Steps planned in all: epochs x steps an epoch, or rounds x local steps in a
             federation. Ramps and schedules run over them.
         lr_schedule: Factor on every parameter group's own learning rate.
-        terms: Further loss terms, e.g. FedProx's proximal term. A term may have
-            ``on_round_start(global_state)``.
+        group_schedules: Schedules of single parameter groups in place of ``lr_schedule``, by the
+            group's ``name``.
+        terms: Further loss terms, e.g. FedProx's proximal term. They see the batch after `losses`,
+            with what a method leaves in it. A term may have ``on_round_start(global_state)``, and
+            ``state_dict`` and ``load_state_dict`` for what its next call depends on.
         amp: "off", "bf16" or "fp16" (autocast on the trainer's device; keep the trainer's
             own ``amp: false``, which would build a new scaler at every run).
         clip_norm: Largest norm of the gradient; not clipped if None. With it, a step whose gradient
@@ -53,6 +56,7 @@ class TrainStep(ABC):
         *,
         total_steps: int,
         lr_schedule: Schedule | None = None,
+        group_schedules: Mapping[str, Schedule] | None = None,
         terms: Sequence[LossTerm] = (),
         amp: str = "off",
         clip_norm: float | None = None,
@@ -64,6 +68,7 @@ class TrainStep(ABC):
         self.total_steps = total_steps
         self.global_step = 0
         self.lr_schedule = constant() if lr_schedule is None else lr_schedule
+        self.group_schedules = dict(group_schedules or {})
         self.terms = list(terms)
         self.amp = amp
         self.clip_norm = clip_norm
@@ -92,13 +97,19 @@ class TrainStep(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on beside network and optimiser."""
-        return {"global_step": self.global_step, "scaler": self._scaler.state_dict()}
+        return {
+            "global_step": self.global_step,
+            "scaler": self._scaler.state_dict(),
+            "terms": [getattr(term, "state_dict", dict)() for term in self.terms],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.global_step = int(state["global_step"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
+        for term, content in zip(self.terms, state.get("terms", []), strict=False):
+            getattr(term, "load_state_dict", _keep)(content)
 
     def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
         """Run one step on ``batchdata`` and return ``image, label, pred, loss, losses``.
@@ -145,9 +156,14 @@ class TrainStep(ABC):
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
 
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        factor = self.lr_schedule(self.global_step, self.total_steps)
         for group in optimizer.param_groups:
+            schedule = self.group_schedules.get(group.get("name", ""), self.lr_schedule)
+            factor = schedule(self.global_step, self.total_steps)
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def _keep(_: Any) -> None:
+    """Load nothing into a term without state."""
 
 
 def to_device(

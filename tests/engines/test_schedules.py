@@ -2,7 +2,15 @@
 
 import pytest
 
-from medseg_kit.engines.schedules import constant, cosine, linear, poly
+from medseg_kit.engines.schedules import (
+    constant,
+    cosine,
+    gaussian_ramp,
+    linear,
+    poly,
+    ssl4mis_ramp,
+    warmup_poly,
+)
 
 
 def test_poly__half_way():
@@ -36,3 +44,26 @@ def test_total_steps__must_be_positive():
 def test_warmup__must_be_a_share():
     with pytest.raises(ValueError, match="5"):
         cosine(warmup=5)
+
+
+def test_gaussian_ramp__golden_values():
+    ramp = gaussian_ramp()
+    found = [0.1 * ramp(step, 4) for step in range(5)]
+    assert found == pytest.approx([6.738e-4, 6.0055e-3, 2.86505e-2, 7.31616e-2, 0.1], rel=1e-4)
+
+
+def test_ssl4mis_ramp__stands_still_in_blocks_and_ends_at_30000():
+    ramp = ssl4mis_ramp()
+    assert 0.1 * ramp(0, 40_000) == pytest.approx(6.738e-4, rel=1e-4)
+    assert ramp(0, 1) == ramp(149, 1) < ramp(150, 1)
+    assert ramp(30_000, 40_000) == ramp(40_000, 40_000) == 1
+
+
+def test_warmup_poly__from_start_to_one_to_zero():
+    schedule = warmup_poly(warmup=0.1)
+    assert schedule(0, 100) == pytest.approx(1e-3)
+    assert schedule(10, 100) == pytest.approx(1)
+    assert schedule(55, 100) == pytest.approx(0.5**0.9)
+    assert schedule(100, 100) == 0
+    with pytest.raises(ValueError, match="warmup"):
+        warmup_poly(warmup=1.0)

@@ -144,3 +144,38 @@ def test_step__infinite_gradient_leaves_the_weights_alone(caplog):
     trainer.run()
     assert torch.equal(trainer.network.weight, before)
     assert "step 0 is left out" in caplog.text
+
+
+class Counting:
+    """A term with state: its weight is the number of its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, engine: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        return {"count": torch.tensor(float(self.calls))}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls = state["calls"]
+
+
+def test_terms__their_state_is_part_of_the_step():
+    step = Regression(total_steps=10, terms=[lambda engine, batch: {}, Counting()])
+    make_trainer(step, batches(3)).run()
+    again = Regression(total_steps=10, terms=[lambda engine, batch: {}, Counting()])
+    again.load_state_dict(step.state_dict())
+    assert again.terms[1].calls == 3
+
+
+def test_group_schedules__replace_the_schedule_of_one_group():
+    step = Regression(
+        total_steps=10, lr_schedule=linear(1.0, 0.0), group_schedules={"slow": linear(0.0, 1.0)}
+    )
+    trainer = make_trainer(step, batches(5))
+    trainer.optimizer.param_groups[0]["name"] = "slow"
+    trainer.run()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.4)

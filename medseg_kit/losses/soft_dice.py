@@ -1,0 +1,70 @@
+"""Dice of whole batches as the label-efficient literature computes it, and with cross-entropy.
+
+SSL4MIS (Luo et al. 2022, https://github.com/HiLab-git/SSL4MIS); also in Swin-Unet and CS-Unet.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+SMOOTH = 1e-5
+
+
+def soft_dice(
+    probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean over classes of 1 - Dice, each class over the whole batch.
+
+    With squared terms in the denominator; the background counts as a class. A class that neither
+    prediction nor target holds costs nothing.
+
+    Args:
+        probabilities: ``(B, C, H, W)``.
+        target: Class of each pixel, ``(B, H, W)`` long.
+        weight: Weight of each pixel, broadcastable to ``(B, 1, H, W)``; 1 if None.
+    """
+    one_hot = F.one_hot(target, probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
+    weight = torch.ones_like(probabilities[:, :1]) if weight is None else weight
+    axes = (0, 2, 3)
+    overlap = (weight * probabilities * one_hot).sum(axes)
+    sizes = (weight * probabilities.square()).sum(axes) + (weight * one_hot).sum(axes)
+    return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()
+
+
+def cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean cross-entropy over pixels, or over their weights.
+
+    Args:
+        logits: ``(B, C, H, W)``.
+        target: Class of each pixel, ``(B, H, W)`` long.
+        weight: Weight of each pixel, ``(B, H, W)`` or broadcastable; 1 if None.
+    """
+    if weight is None:
+        return F.cross_entropy(logits, target)
+    losses = F.cross_entropy(logits, target, reduction="none") * weight
+    return losses.sum() / weight.expand_as(losses).sum().clamp_min(SMOOTH)
+
+
+class DiceCrossEntropy(nn.Module):
+    """Weighted sum of cross-entropy and Dice of a batch of slices.
+
+    Args:
+        cross_entropy_weight: Weight of the cross-entropy.
+        dice_weight: Weight of the Dice loss. SSL4MIS and MCSC halve both; CS-Unet takes 0.4 and 0.6
+            on Synapse.
+    """
+
+    def __init__(self, cross_entropy_weight: float = 0.5, dice_weight: float = 0.5) -> None:
+        super().__init__()
+        self.cross_entropy_weight = cross_entropy_weight
+        self.dice_weight = dice_weight
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Return the loss of ``logits`` ``(B, C, H, W)`` against ``label`` ``(B, 1, H, W)``."""
+        target, logits = label[:, 0].long(), logits.float()
+        dice = soft_dice(logits.softmax(1), target)
+        return self.cross_entropy_weight * cross_entropy(logits, target) + self.dice_weight * dice

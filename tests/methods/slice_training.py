@@ -1,0 +1,89 @@
+"""Batches of toy slices, small networks, and a trainer over them."""
+
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from monai.inferers import SimpleInferer
+from torch import nn
+
+from medseg_kit.networks.dual import DualNetwork
+from medseg_kit.networks.projectors import projectors_between
+from medseg_kit.networks.swin_unet import SwinUNet2D
+from medseg_kit.networks.unet2d import UNet2D
+from medseg_kit.networks.unet_cct import UNetCCT
+
+CLASSES, SIZE = 3, 32
+CHANNELS = (4, 8, 8, 8, 8)
+
+
+def unet(seed=0):
+    torch.manual_seed(seed)
+    return UNet2D(1, CLASSES, channels=CHANNELS)
+
+
+def unet_cct():
+    torch.manual_seed(0)
+    return UNetCCT(1, CLASSES, channels=CHANNELS)
+
+
+def swin():
+    torch.manual_seed(1)
+    return SwinUNet2D(
+        1, CLASSES, image_size=SIZE, window_size=4, embed_dim=12, num_heads=(1, 1, 2, 2)
+    )
+
+
+def pair(*, second=None, scales=None):
+    first, other = unet(0), swin() if second is None else second
+    projectors = None
+    if scales is not None:
+        projectors = projectors_between(first, other, scales, 16, 8)
+    return DualNetwork(first, other, projectors=projectors)
+
+
+def make_batch(labelled=2, unlabelled=2, *, seed=0, classes=CLASSES):
+    """Return squares of each class on noise; labelled images first."""
+    generator = torch.Generator().manual_seed(seed)
+    total = labelled + unlabelled
+    image = 0.2 * torch.rand(total, 1, SIZE, SIZE, generator=generator)
+    label = torch.zeros(total, 1, SIZE, SIZE, dtype=torch.uint8)
+    for index in range(total):
+        for value in range(1, classes):
+            top, left = torch.randint(0, SIZE - 10, (2,), generator=generator)
+            place = (index, 0, slice(top, top + 10), slice(left, left + 10))
+            image[place] = value / classes
+            label[place] = value
+    flags = torch.arange(total) < labelled
+    return {
+        "image": image,
+        "label": label * flags[:, None, None, None],
+        "labelled": flags,
+        "volume": torch.arange(total),
+        "slice": torch.zeros(total, dtype=torch.int64),
+        "matrix": torch.eye(2, 3).repeat(total, 1, 1),
+    }
+
+
+def train(step, network, batches, *, epochs=1, learning_rate=0.01, optimizer=None):
+    """Run a trainer over the batches; return the losses of each step."""
+    history = []
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=batches,
+        network=network,
+        optimizer=optimizer or torch.optim.SGD(network.parameters(), lr=learning_rate),
+        loss_function=nn.Identity(),
+        inferer=SimpleInferer(),
+        iteration_update=step,
+        decollate=False,
+    )
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def _(engine):
+        history.append(
+            {name: float(value) for name, value in engine.state.output["losses"].items()}
+        )
+
+    trainer.run()
+    return history

@@ -1,0 +1,149 @@
+"""The semi-supervised methods on toy slices: they learn, stay finite, and resume bit for bit."""
+
+import copy
+
+import pytest
+import torch
+
+from medseg_kit.methods.bcp import BidirectionalCopyPasteStep
+from medseg_kit.methods.cct import CrossConsistencyStep
+from medseg_kit.methods.cps import CrossPseudoSupervisionStep
+from medseg_kit.methods.cross_teaching import CrossTeachingStep
+from medseg_kit.methods.ict import InterpolationConsistencyStep
+from medseg_kit.methods.mean_teacher import MeanTeacherStep
+from medseg_kit.methods.rotation_consistency import RotationConsistencyStep
+from medseg_kit.methods.supervised_slices import SupervisedSliceStep
+from medseg_kit.methods.uamt import UncertaintyMeanTeacherStep
+from tests.methods.slice_training import make_batch, pair, train, unet, unet_cct
+
+METHODS = {
+    "supervised": (SupervisedSliceStep, unet),
+    "mean_teacher": (MeanTeacherStep, unet),
+    "uamt": (UncertaintyMeanTeacherStep, unet),
+    "rotation_consistency": (RotationConsistencyStep, unet),
+    "ict": (InterpolationConsistencyStep, unet),
+    "cct": (CrossConsistencyStep, unet_cct),
+    "cps": (CrossPseudoSupervisionStep, lambda: pair(second=unet(2))),
+    "cross_teaching": (CrossTeachingStep, pair),
+    "bcp": (BidirectionalCopyPasteStep, unet),
+}
+
+
+def make(name, **options):
+    kind, network = METHODS[name]
+    if name == "mean_teacher":
+        options.setdefault("consistency_start", 0)
+    return kind(total_steps=10, **options), network()
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
+def test_ten_steps__finite_and_every_weight_moves(method):
+    step, network = make(method)
+    before = copy.deepcopy(network.state_dict())
+    history = train(step, network, [make_batch(seed=seed) for seed in range(10)])
+    assert all(torch.tensor(list(losses.values())).isfinite().all() for losses in history)
+    still = [name for name, value in network.named_parameters() if torch.equal(value, before[name])]
+    assert all("bias" in name for name in still)  # batch norm takes a bias before it away
+
+
+@pytest.mark.parametrize(("labelled", "unlabelled"), [(4, 0), (0, 4), (1, 1)])
+def test_batch__without_a_kind_of_image(method, labelled, unlabelled):
+    step, network = make(method)
+    batches = [make_batch(labelled, unlabelled, seed=seed) for seed in range(5)]
+    history = train(step, network, batches)
+    assert all(torch.tensor(list(losses.values())).isfinite().all() for losses in history)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+def test_batch__all_background(method):
+    step, network = make(method)
+    batch = make_batch(classes=1)
+    train(step, network, [batch] * 4)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+def test_state__a_resumed_run_equals_an_uninterrupted_one(method):
+    batches = [make_batch(seed=seed) for seed in range(6)]
+
+    def run(part, network, optimizer, step, seed):
+        torch.manual_seed(seed)
+        train(step, network, part, optimizer=optimizer)
+
+    def parts():
+        step, network = make(method)
+        return step, network, torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+
+    step, network, optimizer = parts()
+    run(batches[:4], network, optimizer, step, 1)
+    saved = copy.deepcopy((step.state_dict(), network.state_dict(), optimizer.state_dict()))
+    run(batches[4:], network, optimizer, step, 2)
+
+    again, restored, other = parts()
+    for target, state in zip((again, restored, other), saved, strict=True):
+        target.load_state_dict(state)
+    run(batches[4:], restored, other, again, 2)
+    for name, value in network.state_dict().items():
+        assert torch.equal(restored.state_dict()[name], value), name
+
+
+def test_teacher__follows_the_student_and_equals_it_after_the_first_step():
+    step, network = make("mean_teacher")
+    train(step, network, [make_batch()])
+    teacher = step.teacher.of(network)
+    for mine, theirs in zip(teacher.parameters(), network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert not mine.requires_grad
+
+
+def test_mean_teacher__waits_for_its_start():
+    step, network = make("mean_teacher", consistency_start=3)
+    history = train(step, network, [make_batch(seed=seed) for seed in range(5)])
+    assert ["consistency" in losses for losses in history] == [False] * 3 + [True] * 2
+
+
+def test_uamt__threshold_golden_values():
+    step, _ = make("uamt")
+    assert step.threshold == pytest.approx(0.521028, abs=1e-6)
+    step.global_step = 10
+    assert step.threshold == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_supervised__does_not_look_at_unlabelled_images():
+    losses = []
+    for value in (0.0, 1.0):
+        step, network = make("supervised")
+        batch = make_batch()
+        batch["image"][2:] = value
+        losses.append(train(step, network, [batch], learning_rate=0.0)[0])
+    assert losses[0] == losses[1]
+
+
+def test_cross_teaching__each_student_learns_from_the_other():
+    step, network = make("cross_teaching")
+    batch = make_batch()
+    train(step, network, [batch], learning_rate=0.0)
+    # the terms see the batch that the step has used
+    assert "branches" not in batch or len(batch["branches"]) == 2
+    seen = {}
+    step.terms = [lambda engine, batch: seen.update(batch) or {}]
+    train(step, network, [make_batch()], learning_rate=0.0)
+    first, second = seen["branches"]
+    label = seen["label"][:2, 0].long()
+    assert torch.equal(first.target[:2], label)
+    assert torch.equal(first.target[2:], second.logits[2:].argmax(1))
+    assert torch.equal(second.target[2:], first.logits[2:].argmax(1))
+    torch.testing.assert_close(first.teaching[2:], second.logits[2:].float().softmax(1))
+    torch.testing.assert_close(first.teaching[:2], first.logits[:2].float().softmax(1))
+    assert not first.teaching.requires_grad
+
+
+def test_labelled_images_must_come_first():
+    step, network = make("cross_teaching")
+    batch = make_batch()
+    batch["labelled"] = batch["labelled"].flip(0)
+    with pytest.raises(ValueError, match="must come first"):
+        train(step, network, [batch])
