@@ -118,7 +118,7 @@ def organ_names(labels: Mapping[str, str], *, source: str) -> tuple[str, ...]:
 
 
 def load_datalist(
-    dataset_dir: PathLike, section: str, *, organs: Sequence[str]
+    dataset_dir: PathLike, section: str, *, organs: Sequence[str], required: bool = True
 ) -> list[dict[str, Any]]:
     """Load one section of a prepared data set as MONAI data dictionaries.
 
@@ -127,6 +127,7 @@ def load_datalist(
         section: ``training``, ``validation`` or ``test``.
         organs: Organs of the network; label value ``i + 1`` must be ``organs[i]``. Data that
             annotate none of its further organs also serve a network of its first organs.
+        required: Whether an empty section is an error.
 
     Returns:
         One dictionary a case with absolute paths ``image`` and, where there is one, ``label``
@@ -135,15 +136,15 @@ def load_datalist(
         organs the label file annotates. An organ that is not annotated is unknown, not background.
 
     Raises:
-        UserError: When the folder, the list or a file is missing, the section is unknown or empty,
-            or the label values of the data do not mean `organs`.
+        UserError: When the folder, the list or a file is missing, the section is unknown, or
+            empty though required, or the label values of the data do not mean `organs`.
     """
     if section not in SECTIONS:
         raise UserError(f"section {section!r} is unknown; choose one of {', '.join(SECTIONS)}")
     folder = Path(dataset_dir).absolute()
     datalist = read_datalist(folder)
     _check_organs(datalist, organs, folder)
-    if not datalist[section]:
+    if required and not datalist[section]:
         filled = [f"{s} ({len(datalist[s])})" for s in SECTIONS if datalist[s]] or ["none"]
         raise UserError(
             f"{folder / DATALIST_NAME} has no {section} cases; filled are {', '.join(filled)}"

@@ -1,4 +1,4 @@
-"""Ignite handlers: seeds by epoch, and exact resumption of a training run."""
+"""Ignite handlers: seeds by epoch, validation where there are cases, exact resumption."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.handlers import ValidationHandler
 from monai.transforms import Compose
 
 from medseg_kit.files import replacing
@@ -60,6 +62,42 @@ def epoch_seed(seed: int, site: str, epoch: int) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{site}/{epoch}".encode()).digest()
     return int.from_bytes(digest[:4], "little")
+
+
+class Validation:
+    """Validate at intervals; without validation cases, keep the last weights instead.
+
+    A published split may have no validation set (BTCV as "Synapse"): its papers report the last
+    weights. With cases, the evaluator's own handlers keep the best.
+
+    Args:
+        validator: The evaluator.
+        interval: Epochs between validations.
+        last: Network whose weights are written after the last epoch if there are no cases.
+        path: File for them.
+    """
+
+    def __init__(
+        self, validator: Evaluator, *, interval: int, last: torch.nn.Module, path: PathLike
+    ) -> None:
+        self.validator = validator
+        self.interval = interval
+        self.last = last
+        self.path = Path(path)
+
+    def attach(self, engine: Engine) -> None:
+        """Choose by whether the evaluator has data."""
+        if len(self.validator.state.dataloader or ()):
+            ValidationHandler(self.interval, self.validator).attach(engine)
+            return
+        logger.warning("no validation cases: the last weights are kept in %s", self.path)
+        engine.add_event_handler(Events.COMPLETED, self.keep_last)
+
+    def keep_last(self, engine: Engine) -> None:
+        """Write the weights."""
+        del engine
+        with replacing(self.path) as file:
+            torch.save(self.last.state_dict(), file)
 
 
 class Resume:

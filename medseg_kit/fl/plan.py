@@ -168,8 +168,9 @@ def deployed_names(
     network: torch.nn.Module = parser.get_parsed_content("network_def")
     names = {key: key for key in network.state_dict()}
     if "deployed" in parser:
-        places = {value.data_ptr(): key for key, value in network.state_dict().items()}
+        # first the part: building it may move the network's weights to a device or memory format
         part: torch.nn.Module = parser.get_parsed_content("deployed")
+        places = {value.data_ptr(): key for key, value in network.state_dict().items()}
         names = {key: places[value.data_ptr()] for key, value in part.state_dict().items()}
     if options.method or not (bundle / "configs" / "inference.yaml").is_file():
         return names if "deployed" in parser else None

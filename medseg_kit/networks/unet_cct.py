@@ -6,6 +6,7 @@ Ouali et al., "Semi-supervised semantic segmentation with cross-consistency trai
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -56,6 +57,13 @@ class UNetCCT(UNet2D):
         self.auxiliary = nn.ModuleList(
             UNetDecoder(out_channels, channels) for _ in self.perturbations
         )
+
+    def plain(self) -> UNet2D:
+        """Return encoder and main decoder, with the same weights: what a bundle deploys."""
+        network = copy.copy(self)
+        network.__class__ = UNet2D  # type: ignore[assignment]
+        network._modules = {name: self._modules[name] for name in ("encoder", "decoder")}
+        return network
 
     def forward(self, image: torch.Tensor) -> Any:
         """Segment ``image`` ``(B, in_channels, H, W)``; see the class for the result.

@@ -54,7 +54,7 @@ def slicing_axis(volume: torch.Tensor, slice_axis: int | None = None) -> int:
     shape = tuple(volume.shape[-3:])
     if not isinstance(volume, MetaTensor):
         axis = slice_axis if slice_axis is not None else through_plane(shape, [1] * 3)
-        logger.info("slices along axis %d of a volume without spacing", axis)
+        logger.debug("slices along axis %d of a volume without spacing", axis)
         return axis
     current = _matrix(volume.affine)
     stored = _matrix(volume.meta.get("original_affine", current))
@@ -65,7 +65,9 @@ def slicing_axis(volume: torch.Tensor, slice_axis: int | None = None) -> int:
         chosen = through_plane([int(side) for side in stored_shape], spacing.tolist())
     directions = current / np.linalg.norm(current, axis=0)
     axis = int(np.abs(directions.T @ stored[:, chosen]).argmax())
-    logger.info(
+    unusual = slice_axis is not None or chosen != len(stored_shape) - 1
+    logger.log(
+        logging.INFO if unusual else logging.DEBUG,
         "slices along stored axis %d (%s, spacing %.3g mm, %d slices)",
         chosen,
         "as asked" if slice_axis is not None else "through-plane",

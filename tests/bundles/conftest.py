@@ -22,7 +22,9 @@ BUNDLES = sorted(path.parents[1] for path in _FOLDER.glob("*/configs/metadata.js
 # what makes a smoke run small; only the ids that a bundle has are set
 TINY: dict[str, Any] = {
     "roi_size": [16, 16, 16],
+    "image_size": 32,
     "batch_size": 2,
+    "labelled_batch_size": 1,
     "steps_per_epoch": 2,
     "val_interval": 1,
     "train::trainer::max_epochs": 1,
@@ -78,12 +80,6 @@ def bundle(request: pytest.FixtureRequest) -> Path:
     """Return each bundle of the checkout in turn."""
     root: Path = request.param
     return root
-
-
-@pytest.fixture
-def segviz_bundles() -> list[Path]:
-    """Return the bundles of the SegViz family."""
-    return [root for root in BUNDLES if root.name.endswith("_segviz")]
 
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)

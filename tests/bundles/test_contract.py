@@ -14,6 +14,7 @@ from medseg_kit.bundle.config import component_parameters, load_config
 from medseg_kit.bundle.rules import iterate_strings
 from medseg_kit.bundle.verify import OVERLAYS, overlay_files, verify_bundle
 from medseg_kit.typing import UserError
+from tests.bundles.conftest import BUNDLES
 
 FAMILY_FILES = ("train.yaml", "inference.yaml", *OVERLAYS)
 ENTRY_IDS = {"imports", "initialize", "run", "finalize", "_meta_", "bundle_root"}
@@ -81,9 +82,10 @@ def test_configs__agree_on_labels(bundle):
     assert training["organs"] == inference["organs"] == names[1:]
 
 
-def test_family__shares_its_blocks(segviz_bundles):
-    """Only values may differ between the SegViz bundles, never a component or a pipeline."""
-    first, *others = segviz_bundles
+@pytest.mark.parametrize("method", sorted({root.name.split("_", 2)[2] for root in BUNDLES}))
+def test_family__shares_its_blocks(method):
+    """Only values may differ between the bundles of a method, never a component or a pipeline."""
+    first, *others = (root for root in BUNDLES if root.name.split("_", 2)[2] == method)
     for name in FAMILY_FILES:
         reference = _structure(read(first, name))
         for other in others:
@@ -110,7 +112,7 @@ def test_deployed_network__exports(bundle):
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def").eval()
     inputs = parser["_meta_"]["network_data_format"]["inputs"]["image"]
-    shape = [32] * len(inputs["spatial_shape"])
+    shape = [side if isinstance(side, int) else 32 for side in inputs["spatial_shape"]]
     image = torch.rand(1, inputs["num_channels"], *shape)
     with torch.no_grad():
         exported = torch.export.export(network, (image,)).module()

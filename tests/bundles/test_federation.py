@@ -11,7 +11,14 @@ from gates import assert_one_site_equals_local
 from medseg_kit.fl.plan import Options
 
 ROUNDS = 2
-SMALL = {"roi_size": [16, 16, 16], "batch_size": 2, "steps_per_epoch": 2, "amp": "off"}
+SMALL_IDS = (
+    "roi_size",
+    "image_size",
+    "batch_size",
+    "labelled_batch_size",
+    "steps_per_epoch",
+    "amp",
+)
 
 
 def federated_methods(root: Path) -> list[str | None]:
@@ -29,6 +36,7 @@ def test_one_site__equals_local_training_bit_for_bit(smoke, tmp_path):
     for method in federated_methods(smoke.root):
         # distillation from the round's global model is what local training does not have
         rounds = 1 if method == "condistfl" else ROUNDS
-        options = Options(rounds=rounds, method=method, overrides=SMALL)
+        overrides = {k: v for k, v in smoke.tiny("train.yaml").items() if k in SMALL_IDS}
+        options = Options(rounds=rounds, method=method, overrides=overrides)
         out = tmp_path / str(method)
         assert_one_site_equals_local(smoke.root, smoke.data, out, options=options, rounds=rounds)

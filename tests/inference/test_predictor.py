@@ -226,7 +226,7 @@ def test_predict__slice_wise_network(kit, make_predictor, tmp_path, caplog):
     volume = kit.smooth((16, 17, 6))
     kit.write_nifti(tmp_path / "in" / "a.nii.gz", volume, "oblique")
     preprocessing = volume_preprocessing(orientation=None, window=[-200, 200])
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         make_predictor(
             network=network,
             inferer=SliceInferer(),
