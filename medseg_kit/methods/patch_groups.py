@@ -1,0 +1,45 @@
+"""MCSC's groups: one patch of every feature map, each from its own random place."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def patch_groups(maps: torch.Tensor, patch: int, order: torch.Tensor) -> torch.Tensor:
+    """Return the pixels of each group, ``(groups, N x patch x patch, c)``.
+
+    The maps are cut into a grid of patches without overlap (what does not fill a patch is left
+    out); group m takes the m-th patch in each map's own order.
+
+    Args:
+        maps: ``(N, c, h, w)``.
+        patch: Side of a patch.
+        order: ``(N, patches)``, a permutation of the patches for each map.
+    """
+    rows, columns = maps.shape[2] // patch, maps.shape[3] // patch
+    cut = maps[:, :, : rows * patch, : columns * patch]
+    tiles = cut.unflatten(2, (rows, patch)).unflatten(4, (columns, patch))
+    tiles = tiles.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)  # (N, patches, pixels, c)
+    chosen = torch.arange(len(maps), device=maps.device)[:, None], order
+    groups: torch.Tensor = tiles[chosen].transpose(0, 1).flatten(1, 2)
+    return groups
+
+
+def random_order(num_maps: int, num_patches: int, device: torch.device) -> torch.Tensor:
+    """Return an independent random permutation of the patches for each map."""
+    return torch.rand(num_maps, num_patches).argsort(1).to(device)
+
+
+def num_patches(size: tuple[int, int], patch: int) -> int:
+    """Return how many whole patches a map of ``(h, w)`` holds.
+
+    >>> [num_patches((side, side), patch) for side, patch in ((224, 19), (56, 28), (28, 14))]
+    [121, 4, 4]
+    """
+    return (size[0] // patch) * (size[1] // patch)
+
+
+def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return labels ``(B, H, W)`` at another size by the nearest pixel."""
+    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
