@@ -1,0 +1,105 @@
+import copy
+
+import pytest
+import torch
+
+from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.methods.cross_teaching import CrossTeachingStep
+from medseg_kit.methods.mcsc_v2 import CertaintyContrast
+from tests.methods.slice_training import CLASSES, make_batch, pair, train
+
+SCALES = ("full", "eighth")
+
+
+def make(**options):
+    options = {"scales": SCALES, "bank_size": 200, "confidence": 0.34, **options}
+    contrast = CertaintyContrast(CLASSES, 10, **options)
+    return CrossTeachingStep(total_steps=10, terms=[contrast]), pair(scales=SCALES)
+
+
+def branch(probabilities, target):
+    features = torch.nn.functional.normalize(torch.randn(len(target), 4, 8, 8), dim=1)
+    return Branch(probabilities.log(), target, probabilities, projected={"full": features})
+
+
+def pixels(contrast, *, num_labelled=2):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(4, CLASSES, 8, 8, generator=generator).mul(3).softmax(1)
+    target = probabilities.argmax(1)
+    labelled = torch.arange(4) < num_labelled
+    target[labelled] = torch.randint(0, CLASSES, (num_labelled, 8, 8), generator=generator)
+    return contrast._pixels([branch(probabilities, target)], labelled, "full")
+
+
+def test_uncertain__the_share_of_highest_entropy_shrinks_to_none():
+    contrast = CertaintyContrast(CLASSES, 10, uncertain=0.2)
+    found = pixels(contrast)
+    unlabelled = found.certain[~found.labelled]
+    assert float((~unlabelled).float().mean()) == pytest.approx(0.2, abs=0.01)
+    assert bool(found.certain[found.labelled].all())
+    entropy = -(found.probabilities * found.probabilities.log()).sum(1)[~found.labelled]
+    assert entropy[~unlabelled].min() >= entropy[unlabelled].max()
+    contrast.calls = 10
+    assert bool(pixels(contrast).certain.all())
+    assert bool(pixels(CertaintyContrast(CLASSES, 10, uncertain=0.0)).certain.all())
+
+
+def test_negatives__of_labelled_pixels_are_the_hard_ones():
+    contrast = CertaintyContrast(CLASSES, 10, uncertain=0.0)
+    found = pixels(contrast, num_labelled=4)
+    for value in range(CLASSES):
+        expected = (found.classes != value) & (found.probabilities.argmax(1) == value)
+        assert torch.equal(contrast._negatives(found, value), expected)
+
+
+def test_ten_steps__finite_and_the_bank_stays_within_its_size():
+    step, network = make()
+    history = train(step, network, [make_batch(seed=seed) for seed in range(10)])
+    assert all(torch.tensor(list(losses.values())).isfinite().all() for losses in history)
+    contrast = step.terms[0]
+    assert set(contrast.banks) == set(SCALES)
+    for bank in contrast.banks.values():
+        assert max(bank.size(value) for value in range(CLASSES)) <= 200
+        assert int(bank.written.max()) <= 10 * 50  # at most a quarter of the bank a step
+
+
+def test_batch__without_a_confident_pixel():
+    step, network = make(confidence=1.0)
+    before = copy.deepcopy(network.projectors.state_dict())
+    history = train(step, network, [make_batch()])
+    assert history[0]["contrast"] == 0
+    assert all(torch.equal(v, before[k]) for k, v in network.projectors.state_dict().items())
+
+
+@pytest.mark.parametrize("batch", [make_batch(classes=1), make_batch(4, 0), make_batch(0, 4)])
+def test_edge_batches__finite(batch):
+    step, network = make()
+    train(step, network, [batch] * 2)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bank_size": 0},
+        {"crossed": False},
+        {"balanced": False},
+        {"background_anchors": False},
+        {"certain_anchors": False},
+        {"select_negatives": False},
+    ],
+)
+def test_variants__run(options):
+    step, network = make(**options)
+    history = train(step, network, [make_batch(seed=seed) for seed in range(3)])
+    assert history[-1]["contrast"] > 0
+
+
+def test_state__banks_come_back():
+    step, network = make()
+    train(step, network, [make_batch(seed=seed) for seed in range(3)])
+    again, _ = make()
+    again.load_state_dict(copy.deepcopy(step.state_dict()))
+    for scale, bank in step.terms[0].banks.items():
+        assert torch.equal(again.terms[0].banks[scale].features, bank.features)
+    assert again.terms[0].calls == 3
