@@ -76,10 +76,9 @@ class ConvProjection(nn.Module):
         self.convs = nn.ModuleList(TokenConv(dim, dim, 3, groups=dim, bias=False) for _ in range(3))
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
 
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Project windows ``(N, w, w, C)`` to ``(N, w * w, 3, C)``."""
-        projected = [norm(conv(windows)) for conv, norm in zip(self.convs, self.norms)]
-        return torch.stack(projected, dim=3).flatten(1, 2)
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Project windows ``(N, w, w, C)`` to three tensors of the same shape."""
+        return tuple(norm(conv(windows)) for conv, norm in zip(self.convs, self.norms))
 
 
 class CvtProjection(nn.Module):
@@ -94,13 +93,13 @@ class CvtProjection(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in range(3))
         self.linears = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
 
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Project windows ``(N, w, w, C)`` to ``(N, w * w, 3, C)``."""
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Project windows ``(N, w, w, C)`` to three tensors of the same shape."""
         projected = []
         for conv, norm, linear in zip(self.convs, self.norms, self.linears):
             normalised = norm(conv(windows).permute(0, 3, 1, 2))
             projected.append(linear(normalised.permute(0, 2, 3, 1)))
-        return torch.stack(projected, dim=3).flatten(1, 2)
+        return tuple(projected)
 
 
 class ConvOutput(nn.Sequential):

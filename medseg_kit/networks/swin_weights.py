@@ -67,12 +67,35 @@ def load_swin_weights(network: nn.Module, path: PathLike) -> LoadReport:
         What was loaded; also written to the log.
 
     Raises:
-        UserError: If the file cannot be read or no tensor of it fits.
+        UserError: If the file cannot be read or most of its tensors do not fit.
     """
     weights = _read(path)
-    own = network.state_dict()
+    fitting, left_out = _fit(weights, network.state_dict())
+    decoder = sum(key.startswith("decoder.") for key in fitting)
+    encoder = len(fitting) - decoder
+    # Bias tables fit at any width: a few tensors that fit are no sign of the right file.
+    if encoder <= len(left_out):
+        raise UserError(
+            f"{path}: only {encoder} of its {len(weights)} tensors fit the network (first key: "
+            f"{next(iter(weights), None)}); pretrained_path needs swin_tiny_patch4_window7_224 and "
+            "a network of embed_dim 96 and patch_size 4"
+        )
+    network.load_state_dict(fitting, strict=False)
+    report = LoadReport(str(path), encoder, decoder, tuple(left_out))
+    _logger.info(
+        "%s: %d tensors loaded into the encoder and %d into the decoder; left out: %s",
+        report.path,
+        report.encoder,
+        report.decoder,
+        ", ".join(report.left_out) or "none",
+    )
+    return report
+
+
+def _fit(weights: StateDict, own: StateDict) -> tuple[StateDict, list[str]]:
+    """Return the published tensors under our names, and the names of those without a place."""
     num_stages = 1 + max(int(key.split(".")[1]) for key in own if key.startswith("encoder."))
-    fitting: dict[str, torch.Tensor] = {}
+    fitting: StateDict = {}
     left_out = []
     for key, value in weights.items():
         if _NOT_NEEDED.search(key):
@@ -85,23 +108,7 @@ def load_swin_weights(network: nn.Module, path: PathLike) -> LoadReport:
         fitting.update(dict.fromkeys(places, value))
         if not places:
             left_out.append(key)
-    if not fitting:
-        raise UserError(
-            f"{path}: none of its {len(weights)} tensors fits the network (first key: "
-            f"{next(iter(weights), None)}); pretrained_path needs swin_tiny_patch4_window7_224 and "
-            "a network of embed_dim 96 and patch_size 4"
-        )
-    network.load_state_dict({**own, **fitting})
-    decoder = sum(key.startswith("decoder.") for key in fitting)
-    report = LoadReport(str(path), len(fitting) - decoder, decoder, tuple(left_out))
-    _logger.info(
-        "%s: %d tensors loaded into the encoder and %d into the decoder; left out: %s",
-        report.path,
-        report.encoder,
-        report.decoder,
-        ", ".join(report.left_out) or "none",
-    )
-    return report
+    return fitting, left_out
 
 
 def _places(key: str, num_stages: int) -> list[str]:

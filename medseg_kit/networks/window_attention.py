@@ -44,11 +44,10 @@ class LinearProjection(nn.Module):
         super().__init__()
         self.qkv = nn.Linear(dim, 3 * dim)
 
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Project windows ``(N, w, w, C)`` to ``(N, w * w, 3, C)``."""
-        batch, _, _, dim = windows.shape
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Project windows ``(N, w, w, C)`` to three tensors of the same shape."""
         projected: torch.Tensor = self.qkv(windows)
-        return projected.view(batch, -1, 3, dim)
+        return projected.chunk(3, dim=-1)
 
 
 class RelativePositionBias(nn.Module):
@@ -76,7 +75,7 @@ class WindowAttention(nn.Module):
 
     Args:
         place: Channels, heads, resolution, window and shift.
-        projection: Windows ``(N, w, w, C)`` to query, key, value ``(N, w * w, 3, C)``.
+        projection: Windows ``(N, w, w, C)`` to query, key and value of the same shape.
         output: Windows ``(N, w, w, C)`` after attention to the same shape.
         relative_position: Add a learnt bias for the offset of two tokens.
     """
@@ -104,42 +103,35 @@ class WindowAttention(nn.Module):
         """Attend within the windows of ``tokens`` ``(B, H, W, C)``."""
         batch, side, _, dim = tokens.shape
         window, shift = self.place.window, self.place.shift
+        if window == side:
+            return self._attend(tokens)
         if shift:
             tokens = torch.roll(tokens, shifts=(-shift, -shift), dims=(1, 2))
-        windows = tokens
-        if window < side:
-            windows = window_partition(tokens, (window, window))
-            windows = windows.view(-1, window, window, dim)
-        windows = self._attend(windows, batch)
-        if window == side:
-            return windows
-        tokens = window_reverse(windows, (window, window), [batch, side, side])
+        windows = window_partition(tokens, (window, window)).view(-1, window, window, dim)
+        tokens = window_reverse(self._attend(windows), (window, window), [batch, side, side])
         return torch.roll(tokens, shifts=(shift, shift), dims=(1, 2)) if shift else tokens
 
-    def _attend(self, windows: torch.Tensor, batch: int) -> torch.Tensor:
-        """Attention of all windows ``(N, w, w, C)``, the windows of an image as further heads."""
-        side, heads = self.place.window, self.place.num_heads
-        length = side * side
-        num_windows = (self.place.resolution // side) ** 2
-        projected = self.projection(windows)
-        split = projected.view(batch, num_windows, length, 3, heads, -1).permute(3, 0, 1, 4, 2, 5)
-        query, key, value = split.reshape(3, batch, num_windows * heads, length, -1).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=self._bias(query))
-        attended = attended.view(batch, num_windows, heads, length, -1).transpose(2, 3)
-        result: torch.Tensor = self.output(attended.reshape(windows.shape))
+    def _attend(self, windows: torch.Tensor) -> torch.Tensor:
+        """Attend within each of the windows ``(N, w, w, C)``."""
+        query, key, value = (self._split(part) for part in self.projection(windows))
+        mask = self._mask(query)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        result: torch.Tensor = self.output(attended.transpose(1, 2).reshape(windows.shape))
         return result
 
-    def _bias(self, query: torch.Tensor) -> torch.Tensor | None:
-        """Return what is added to the scores, ``(1, windows * heads, w * w, w * w)``."""
-        _, all_heads, length, _ = query.shape
-        shape = (all_heads // self.place.num_heads, self.place.num_heads, length, length)
-        if self.position is None and self.shift_mask is None:
-            return None
-        bias: torch.Tensor = query.new_zeros(()) if self.position is None else self.position()
+    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
+        """View ``(N, w, w, C)`` as ``(N, heads, w * w, C / heads)``."""
+        count, side, _, dim = tokens.shape
+        heads = self.place.num_heads
+        return tokens.reshape(count, side * side, heads, dim // heads).transpose(1, 2)
+
+    def _mask(self, query: torch.Tensor) -> torch.Tensor | None:
+        """Return what is added to the scores, ``(N or 1, heads or 1, w * w, w * w)``."""
+        mask = None if self.position is None else self.position().unsqueeze(0)
         if self.shift_mask is not None:
-            bias = bias + self.shift_mask
-        mask: torch.Tensor = bias.expand(shape).reshape(1, all_heads, length, length)
-        return mask.to(query.dtype)
+            mask = self.shift_mask if mask is None else self.shift_mask + mask
+            mask = mask.repeat(query.shape[0] // mask.shape[0], 1, 1, 1)
+        return None if mask is None else mask.to(query.dtype)
 
 
 def relative_position_index(window: int) -> torch.Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from itertools import accumulate
 
 from medseg_kit.networks.taps import TAP_NAMES
 from medseg_kit.networks.window_attention import BlockPlace
@@ -67,8 +66,12 @@ class WindowGeometry:
 
     def drop_path_rates(self) -> list[list[float]]:
         """Return the drop-path rate of each block, by encoder stage."""
-        rates = torch.linspace(0, self.drop_path, sum(self.depths), dtype=torch.float64)
-        return [part.tolist() for part in rates.split(list(self.depths))]
+        last = max(sum(self.depths) - 1, 1)
+        starts = accumulate(self.depths, initial=0)
+        return [
+            [self.drop_path * index / last for index in range(start, start + depth)]
+            for start, depth in zip(starts, self.depths)
+        ]
 
     def places(self) -> list[list[BlockPlace]]:
         """Return where each block stands, by encoder stage; every second block is shifted."""

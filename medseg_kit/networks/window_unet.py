@@ -109,7 +109,9 @@ class WindowUNet(nn.Module):
     def forward_features(self, image: torch.Tensor) -> tuple[torch.Tensor, Taps]:
         """Return logits and taps; see `medseg_kit.networks.taps.Student`."""
         self._check_size(image)
-        tokens = self.embedding(image if image.shape[1] > 1 else image.expand(-1, 3, -1, -1))
+        # A copy: convolutions of an expanded tensor, or of the other memory format, are far slower.
+        image = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
+        tokens = self.embedding(image.contiguous(memory_format=torch.channels_last))
         skips: list[torch.Tensor] = []
         for stage in self.encoder:
             skips.append(tokens)

@@ -60,10 +60,11 @@ def test_eval__one_tensor_of_the_deployed_logits(deploy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("deploy", ["first", "second", "mean"])
+@pytest.mark.parametrize("deploy", ["first", "mean"])
 def test_eval__exports_the_deployed_logits(deploy):
-    network = pair(deploy=deploy).eval()
-    image = torch.randn(1, 1, 32, 32)
+    students = (UNet2D(1, 3, (4, 8), (0.0, 0.0)) for _ in range(2))
+    network = DualNetwork(*students, deploy=deploy).eval()
+    image = torch.randn(1, 1, 8, 8)
     exported = torch.export.export(network, (image,)).module()
     with torch.no_grad():
         torch.testing.assert_close(exported(image), network(image))
