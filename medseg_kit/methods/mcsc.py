@@ -73,17 +73,15 @@ class BalancedContrast:
         self.calls = 0
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
-        """Return the weighted loss summed over the scales; nothing where no image counts."""
+        """Return the weighted loss summed over the scales; 0 where no image counts."""
         del engine
         branches: Sequence[Branch] = batch["branches"]
         counts = batch["labelled"]
         if self.calls >= self.unlabelled_start:
             counts = torch.ones_like(counts)
         self.calls += 1
-        if not bool(counts.any()):
-            return {}
         labels = torch.cat([self._labels(branch, batch)[counts] for branch in branches])
-        total = branches[0].logits.float().sum() * 0.0
+        total = labels.new_zeros((), dtype=torch.float32)
         for scale, patch in self.patches.items():
             maps = torch.cat([branch.projected[scale][counts] for branch in branches]).float()
             total = total + self._scale(maps, labels, patch)
@@ -98,6 +96,9 @@ class BalancedContrast:
     def _scale(self, maps: torch.Tensor, labels: torch.Tensor, patch: int) -> torch.Tensor:
         """Return the mean loss over the groups that hold foreground."""
         size = (maps.shape[2], maps.shape[3])
+        nothing = maps.sum() * 0.0  # in the graph, as data-parallel training wants
+        if len(maps) == 0:
+            return nothing
         order = random_order(len(maps), num_patches(size, patch), maps.device)
         if self.num_groups is not None:
             order = order[:, : self.num_groups]
@@ -115,7 +116,7 @@ class BalancedContrast:
             )
             for group, label in zip(features[valid], classes[valid], strict=True)
         ]
-        return torch.stack(losses).mean() if losses else maps.sum() * 0.0
+        return torch.stack(losses).mean() if losses else nothing
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps done."""

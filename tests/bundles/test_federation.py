@@ -16,6 +16,7 @@ SMALL_IDS = (
     "image_size",
     "batch_size",
     "labelled_batch_size",
+    "patches",
     "steps_per_epoch",
     "amp",
 )
