@@ -70,6 +70,15 @@ def test_eval__exports_the_deployed_logits(deploy):
         torch.testing.assert_close(exported(image), network(image))
 
 
+def test_autocast__training_step_is_finite():
+    network = pair().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = network(torch.randn(2, 1, 32, 32))
+    sum(logits.float().square().mean() for logits in result["logits"]).backward()
+    students = (*network.first.parameters(), *network.second.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in students)
+
+
 def test_eval__runs_only_the_deployed_student():
     network = pair(deploy="first").eval()
     network.second.register_forward_hook(lambda *_: pytest.fail("the second student ran"))

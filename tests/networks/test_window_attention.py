@@ -73,13 +73,14 @@ def added(layer, cells, head, side, window, shift):
 
 @pytest.mark.parametrize("relative_position", [False, True])
 @pytest.mark.parametrize(("side", "window", "shift"), [(6, 3, 0), (6, 3, 1), (8, 4, 2), (3, 3, 0)])
-def test_attention__compare(side, window, shift, relative_position):
+def test_attention__compare_fused_and_plain(side, window, shift, relative_position):
     torch.manual_seed(0)
     place = BlockPlace(4, 2, side, window, shift, 0.0)
     layer = attention(place, relative_position=relative_position)
     tokens = torch.randn(2, side, side, 4)
     with torch.no_grad():
         torch.testing.assert_close(layer(tokens), reference(layer, tokens))
+    torch.testing.assert_close(layer(tokens), reference(layer, tokens))
 
 
 def test_attention__gradient_reaches_the_bias_table():
