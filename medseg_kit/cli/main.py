@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data prepare": ("data:prepare", "turn a raw public data set into a checked one"),
     "data check": ("data:check", "repeat the checks of a prepared data set"),
     "data phantoms": ("data:phantoms", "write synthetic patients"),
+    "register": ("register:register", "register a data set's volumes and warp labels between them"),
     "federate simulate": ("federate:simulate", "run a federation on this machine"),
     "federate export": ("federate:export", "write an NVIDIA FLARE job for real sites"),
     "study": ("study:study", "run configurations x seeds, resumable, and compare them"),

@@ -1,0 +1,1 @@
+"""Pairwise registration of volumes, and what label-efficient training draws from it."""
