@@ -9,7 +9,6 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from medseg_kit.inference.slices import SliceInferer
-from medseg_kit.transforms.planes import through_plane
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_slice_inferer__oblique_volume_keeps_its_stored_slices(network, kit, cap
     volume = _volume(affine)
     expected = torch.stack([network(part) for part in volume[None].unbind(4)], dim=4)
 
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         result = SliceInferer()(volume[None], network)
 
     torch.testing.assert_close(result, torch.as_tensor(expected), rtol=0, atol=1e-5)
@@ -92,17 +91,18 @@ def test_slice_inferer__padding_alone_changes_nothing_inside():
     torch.testing.assert_close(result, image * 2)
 
 
-@pytest.mark.parametrize(
-    ("shape", "spacing", "axis"),
-    [
-        ((256, 256, 10), (1.4, 1.4, 10), 2),
-        ((12, 256, 256), (1, 1, 1), 0),
-        ((30, 30, 30), (1, 1, 1), 2),
-        ((256, 10, 256), (1, 8, 1.0), 1),
-    ],
-)
-def test_through_plane__rule(shape, spacing, axis):
-    assert through_plane(shape, spacing) == axis
+def test_slice_inferer__interpolation_by_name():
+    image = torch.randn(1, 1, 8, 8, 2)
+    seen = []
+
+    def watched(slices: torch.Tensor) -> torch.Tensor:
+        seen.append(slices)
+        return slices
+
+    SliceInferer(slice_axis=2, slice_size=(4, 4), interpolation="nearest")(image, watched)
+    assert torch.isin(seen[0], image).all()
+    with pytest.raises(ValueError, match="interpolation must be"):
+        SliceInferer(interpolation="cubic")
 
 
 def test_slice_inferer__wrong_input():
