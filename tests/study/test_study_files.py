@@ -1,0 +1,27 @@
+"""The study files of the project: they load, and every run composes with its bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medseg_kit.bundle.config import load_config
+from medseg_kit.study.spec import load_study
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "scripts" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_study__every_run_composes(file, monkeypatch):
+    monkeypatch.setenv("MEDSEG_BUNDLES", str(ROOT / "bundles"))
+    study = load_study(file)
+    for run in study.runs:
+        base = ["train.yaml", "federated.yaml"] if run.mode == "federate" else ["train.yaml"]
+        load_config(str(run.bundle), [*base, *run.overlays], overrides=run.overrides)
+        overrides = run.inference.get("overrides", {})
+        overlays = run.inference.get("overlays", ())
+        load_config(str(run.bundle), ["inference.yaml", *overlays], overrides=overrides)
+    named = {row["method"] for row in study.printed}
+    assert not named or named & {run.method for run in study.runs}
