@@ -1,0 +1,218 @@
+"""CCT-R: cross teaching with registered labels and registration-enhanced positives.
+
+Chapter 6 of the thesis: registration supervision loss (equation 6.7), supervised contrast (6.3 to
+6.5) and positives that other volumes' features join through registration (6.12 and 6.13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.nn import functional as F
+
+from medseg_kit.engines.schedules import Schedule, constant
+from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.engines.step import Losses
+from medseg_kit.losses.prototype_contrast import prototype_contrast
+from medseg_kit.losses.soft_dice import DiceCrossEntropy
+from medseg_kit.methods.feature_maps import FeatureMaps, canonical_pixels, unaugmented
+from medseg_kit.methods.patch_groups import resize_labels
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedTrainer
+
+
+class PointMaps(Protocol):
+    """What of `medseg_kit.registration.mapping.RegistrationMaps` is used here."""
+
+    def map_points(
+        self, volume_from: Any, volume_to: Any, points: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map voxels; also whether each is valid."""
+
+    def pixels_to_voxels(
+        self, volume: Any, slices: torch.Tensor, pixels: torch.Tensor, *, size: Sequence[int]
+    ) -> torch.Tensor:
+        """Return voxels of pixels."""
+
+    def voxels_to_pixels(
+        self, volume: Any, voxels: torch.Tensor, *, size: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return slices and pixels of voxels."""
+
+
+class RegistrationSupervision:
+    """Registered labels as the target of unlabelled images, for every branch (RSL).
+
+    Args:
+        weight: Weight of the term (register A17: 1).
+        schedule: Factor on it over the steps, for example `linear(1, 0)`; constant if None.
+        total_steps: Over which the schedule runs.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, *, schedule: Schedule | None = None, total_steps: int = 1
+    ) -> None:
+        self.weight = weight
+        self.schedule = constant() if schedule is None else schedule
+        self.total_steps = total_steps
+        self.loss = DiceCrossEntropy(1.0, 1.0)
+        self.calls = 0
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
+        """Return the loss; nothing where no unlabelled image has a registered label."""
+        del engine
+        factor = self.weight * self.schedule(self.calls, self.total_steps)
+        self.calls += 1
+        if "registered_label" not in batch:
+            return {}
+        chosen = batch["has_registered"] & ~batch["labelled"]
+        if not bool(chosen.any()):
+            return {}
+        label = batch["registered_label"][chosen]
+        branches: Sequence[Branch] = batch["branches"]
+        losses = [self.loss(branch.logits[chosen], label) for branch in branches]
+        return {"registration": factor * torch.stack(losses).sum()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps done."""
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.calls = int(state["calls"])
+
+
+class SupervisedContrast:
+    """Contrast of confident pixels with their class' centre, and with registered features (REPS).
+
+    Anchors and negatives come from the batch; classes are ground truth or the teaching branch's. A
+    positive is the mean of its class in the branch; with `maps` half of it is the mean of what
+    other volumes show at the registered place, as far as their slices are in the bank.
+
+    Args:
+        num_classes: ``1 + K``.
+        scale: Scale of the features (register A13).
+        weight: Weight of the term; counts ``factor`` times (A40).
+        factor: 2: both branches' losses hold it.
+        confidence: Least probability of an anchor's class.
+        num_anchors: Most anchors a class.
+        num_keys: Most negatives a class.
+        temperature: Divides the similarities.
+        maps: Point maps between the volumes; without them there is no REPS.
+        bank_size: Feature maps kept a branch (a fifth of the training slices).
+        share: Weight of the registered part of a positive (A38).
+        num_volumes: Other volumes looked at a step, drawn at random (ours; the thesis: all).
+    """
+
+    def __init__(  # noqa: PLR0913 - settings, all by keyword
+        self,
+        num_classes: int,
+        *,
+        scale: str = "quarter",
+        weight: float = 1e-3,
+        factor: float = 2.0,
+        confidence: float = 0.5,
+        num_anchors: int = 1000,
+        num_keys: int = 500,
+        temperature: float = 0.1,
+        maps: PointMaps | None = None,
+        bank_size: int = 0,
+        share: float = 0.5,
+        num_volumes: int = 8,
+    ) -> None:
+        self.num_classes = num_classes
+        self.scale = scale
+        self.weight = weight * factor
+        self.confidence = confidence
+        self.num_anchors = num_anchors
+        self.num_keys = num_keys
+        self.temperature = temperature
+        self.maps = maps
+        self.share = share
+        self.num_volumes = num_volumes
+        self.banks = [FeatureMaps(bank_size) for _ in range(2)] if maps is not None else []
+
+    def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
+        """Return the weighted mean over the branches' classes; then fill the banks."""
+        del engine
+        branches: Sequence[Branch] = batch["branches"]
+        losses = [self._branch(branch, batch, index) for index, branch in enumerate(branches)]
+        for bank, branch in zip(self.banks, branches, strict=False):
+            features = branch.projected[self.scale].detach()
+            maps = unaugmented(features, batch["matrix"], batch["image"].shape[-2:])
+            bank.put(batch["volume"], batch["slice"], maps)
+        return {"contrast": self.weight * torch.stack(losses).sum()}
+
+    def _branch(self, branch: Branch, batch: dict[str, Any], index: int) -> torch.Tensor:
+        features = branch.projected[self.scale].float()
+        size = (features.shape[2], features.shape[3])
+        classes = resize_labels(branch.target, size).flatten()
+        top = branch.teaching.amax(1, keepdim=True)
+        top = F.interpolate(top, size, mode="bilinear", align_corners=False).flatten()
+        flat = features.movedim(1, -1).flatten(0, 2)
+        losses = []
+        for value in range(self.num_classes):
+            anchors = ((classes == value) & (top > self.confidence)).nonzero()[:, 0]
+            others = (classes != value).nonzero()[:, 0]
+            if len(anchors) == 0 or len(others) == 0:
+                continue
+            centre = F.normalize(flat[anchors].detach().mean(0), dim=0)
+            anchors, others = _some(anchors, self.num_anchors), _some(others, self.num_keys)
+            positives = centre.expand(len(anchors), -1)
+            if self.banks:
+                positives = self._enhanced(positives, anchors, size, batch, index)
+            losses.append(
+                prototype_contrast(
+                    flat[anchors], positives, flat[others].detach(), temperature=self.temperature
+                )
+            )
+        return torch.stack(losses).mean() if losses else flat.sum() * 0.0
+
+    @torch.no_grad()
+    def _enhanced(
+        self,
+        centre: torch.Tensor,
+        anchors: torch.Tensor,
+        size: tuple[int, int],
+        batch: dict[str, Any],
+        index: int,
+    ) -> torch.Tensor:
+        """Return each anchor's positive with what other volumes show at its place, ``(n, d)``."""
+        maps, bank = self.maps, self.banks[index]
+        if maps is None or not len(bank):
+            return centre
+        full = tuple(batch["image"].shape[-2:])
+        which = anchors // (size[0] * size[1])
+        pixels = canonical_pixels(anchors, size, full, batch["matrix"][which])
+        volume, slices = batch["volume"][which], batch["slice"][which]
+        voxels = maps.pixels_to_voxels(volume, slices, pixels, size=full)
+        total, count = torch.zeros_like(centre), centre.new_zeros(len(centre))
+        for other in bank.some_volumes(self.num_volumes):
+            mapped, valid = maps.map_points(volume, other, voxels)
+            place, found = maps.voxels_to_pixels(other, mapped, size=full)
+            sampled, there = bank.sample(other, place, found, full)
+            valid = valid & there & (volume != other)
+            total += torch.where(valid[:, None], sampled, 0.0)
+            count += valid
+        registered = F.normalize(total, dim=1)
+        mixed = F.normalize((1 - self.share) * centre + self.share * registered, dim=1)
+        return torch.where((count > 0)[:, None], mixed, centre)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the banks."""
+        return {"banks": [bank.state_dict() for bank in self.banks]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for bank, content in zip(self.banks, state["banks"], strict=True):
+            bank.load_state_dict(content)
+
+
+def _some(index: torch.Tensor, count: int) -> torch.Tensor:
+    """Return at most ``count`` random entries."""
+    if len(index) <= count:
+        return index
+    return index[torch.randint(len(index), (count,)).to(index.device)]

@@ -1,0 +1,146 @@
+"""CCT-R's terms: registered labels, the bank of feature maps, positives from other volumes."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from medseg_kit.engines.schedules import linear
+from medseg_kit.methods.cct_r import RegistrationSupervision, SupervisedContrast
+from medseg_kit.methods.cross_teaching import CrossTeachingStep
+from medseg_kit.methods.feature_maps import FeatureMaps, canonical_pixels, unaugmented
+from medseg_kit.transforms.slices import SliceAugmentation
+from tests.methods.slice_training import CLASSES, SIZE, make_batch, pair, train
+
+
+class IdentityMaps:
+    """All volumes lie on each other; voxels are (row, column, slice)."""
+
+    def map_points(self, volume_from, volume_to, points):
+        return points, torch.ones(len(points), dtype=torch.bool)
+
+    def pixels_to_voxels(self, volume, slices, pixels, *, size):
+        return torch.stack([pixels[:, 1], pixels[:, 0], slices.float()], dim=1)
+
+    def voxels_to_pixels(self, volume, voxels, *, size):
+        return voxels[:, 2].round().long(), voxels[:, [1, 0]]
+
+
+def make(**options):
+    contrast = SupervisedContrast(CLASSES, confidence=0.3, **options)
+    terms = [RegistrationSupervision(), contrast]
+    return CrossTeachingStep(total_steps=10, terms=terms), pair(scales=("quarter",))
+
+
+def with_registered(batch):
+    return {
+        **batch,
+        "registered_label": torch.ones_like(batch["label"]),
+        "has_registered": torch.tensor([True, True, True, False]),
+    }
+
+
+def test_bank__first_inserted_leaves_first_and_known_slices_keep_their_age():
+    bank = FeatureMaps(2)
+    for number, value in ((0, 1.0), (1, 2.0), (0, 3.0), (2, 4.0)):
+        bank.put(torch.tensor([5]), torch.tensor([number]), torch.full((1, 3, 2, 2), value))
+    assert list(bank.maps) == [(5, 1), (5, 2)]
+    again = FeatureMaps(2)
+    again.load_state_dict(bank.state_dict())
+    assert torch.equal(again.maps[5, 2], bank.maps[5, 2])
+    assert FeatureMaps(2).state_dict()["maps"] is None
+
+
+def test_unaugmented__takes_the_augmentation_back():
+    torch.manual_seed(0)
+    ramp = torch.linspace(0.2, 0.8, SIZE)
+    image = torch.stack([ramp[None].expand(SIZE, -1), ramp[:, None].expand(-1, SIZE)])[:, None]
+    label = torch.zeros_like(image, dtype=torch.uint8)
+    augment = SliceAugmentation("affine", rotation_deg=15, scaling=0.1, translation=0.05)
+    batch = augment({"image": image, "label": label}, generator=torch.Generator().manual_seed(1))
+    found = unaugmented(batch["image"], batch["matrix"], (SIZE, SIZE))
+    inner = (slice(None), slice(None), slice(8, 24), slice(8, 24))
+    torch.testing.assert_close(found[inner], image[inner], atol=0.02, rtol=0)
+
+
+def test_anchor__its_canonical_pixel():
+    matrix = torch.eye(2, 3).repeat(3, 1, 1)
+    matrix[:, :, 2] = torch.tensor([1.0, -2.0])
+    anchors = torch.tensor([0, 9, 64 + 63])  # 8 x 8 features of 32 x 32 pixels
+    found = canonical_pixels(anchors, (8, 8), (32, 32), matrix)
+    expected = torch.tensor([[1.5, 1.5], [5.5, 5.5], [29.5, 29.5]]) + torch.tensor([1.0, -2.0])
+    torch.testing.assert_close(found, expected)
+
+
+def test_positives__identical_volumes_give_the_banked_feature_of_the_same_pixel():
+    contrast = SupervisedContrast(CLASSES, maps=IdentityMaps(), bank_size=9, share=1.0)
+    stored = F.normalize(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    contrast.banks[0].put(torch.tensor([1]), torch.tensor([0]), stored)
+    batch = {
+        "image": torch.zeros(1, 1, SIZE, SIZE),
+        "matrix": torch.eye(2, 3)[None],
+        "volume": torch.tensor([0]),
+        "slice": torch.tensor([0]),
+    }
+    anchors = torch.tensor([0, 10, 63])
+    centre = F.normalize(torch.ones(3, 4), dim=1)
+    found = contrast._enhanced(centre, anchors, (8, 8), batch, 0)
+    expected = stored[0].flatten(1)[:, anchors].t()
+    torch.testing.assert_close(found, F.normalize(expected, dim=1), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("volume", [1, 0])
+def test_positives__without_another_volume_they_are_the_class_centre(volume):
+    """Nothing in the bank, or only the anchors' own volume: |J| = 0."""
+    contrast = SupervisedContrast(CLASSES, maps=IdentityMaps(), bank_size=9)
+    if volume == 0:
+        contrast.banks[0].put(torch.tensor([0]), torch.tensor([0]), torch.randn(1, 4, 8, 8))
+    batch = {
+        "image": torch.zeros(1, 1, SIZE, SIZE),
+        "matrix": torch.eye(2, 3)[None],
+        "volume": torch.tensor([0]),
+        "slice": torch.tensor([0]),
+    }
+    centre = F.normalize(torch.ones(3, 4), dim=1)
+    found = contrast._enhanced(centre, torch.tensor([0, 1, 2]), (8, 8), batch, 0)
+    assert torch.equal(found, centre)
+
+
+def test_ten_steps__all_terms_finite_and_the_bank_fills():
+    step, network = make(maps=IdentityMaps(), bank_size=6)
+    batches = [with_registered(make_batch(seed=seed)) for seed in range(10)]
+    history = train(step, network, batches)
+    assert all({"registration", "contrast"} <= set(losses) for losses in history)
+    assert all(torch.tensor(list(losses.values())).isfinite().all() for losses in history)
+    assert [len(bank) for bank in step.terms[1].banks] == [4, 4]  # slice 0 of four volumes
+
+
+def test_registered_labels__absent_or_of_labelled_images_only():
+    step, network = make()
+    history = train(step, network, [make_batch(), with_registered(make_batch(4, 0))])
+    assert all("registration" not in losses for losses in history)
+
+
+def test_registered_labels__weight_follows_its_schedule():
+    term = RegistrationSupervision(schedule=linear(1.0, 0.0), total_steps=2)
+    step, network = CrossTeachingStep(total_steps=2, terms=[term]), pair()
+    history = train(step, network, [with_registered(make_batch())] * 3, learning_rate=0.0)
+    assert history[1]["registration"] < history[0]["registration"]
+    assert history[2]["registration"] == 0
+
+
+@pytest.mark.parametrize("batch", [make_batch(classes=1), make_batch(4, 0), make_batch(0, 4)])
+def test_edge_batches__finite(batch):
+    step, network = make(maps=IdentityMaps(), bank_size=3)
+    train(step, network, [batch] * 2)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+def test_terms__under_cps_too():
+    from medseg_kit.methods.cps import CrossPseudoSupervisionStep
+    from tests.methods.slice_training import unet
+
+    contrast = SupervisedContrast(CLASSES, confidence=0.3)
+    step = CrossPseudoSupervisionStep(total_steps=2, terms=[RegistrationSupervision(), contrast])
+    network = pair(second=unet(3), scales=("quarter",))
+    history = train(step, network, [with_registered(make_batch())])
+    assert {"registration", "contrast"} <= set(history[0])
