@@ -1,0 +1,67 @@
+"""One scaling of intensities for a network that takes CT and MR alike.
+
+FedCoWPro / ALPNet: CT clipped to [-125, 275] HU, MR to its 99.5 percentile, both standardised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+CT_WINDOW = (-125.0, 275.0)  # HU
+# Air is about -1000 HU (-125 in data that were windowed before); no MR image is stored so low.
+CT_BELOW = -100.0
+# Mean and SD of CT in the window mapped to [0, 1], over 12 BTCV scans (0.172, 0.245), rounded.
+CT_MEAN, CT_SD = 0.17, 0.25
+CT_FLOOR = -CT_MEAN / CT_SD
+MR_QUANTILE = 0.995
+_TOLERANCE = 1e-5
+
+
+class ScaleCTorMRd(MapTransform):
+    """Standardise CT by fixed numbers and MR by those of the volume.
+
+    A volume that reaches below -100 is CT in Hounsfield units. CT is clipped to [-125, 275] HU and
+    shifted and scaled by constants, so that an organ has one value in all scans, however much air
+    is around; MR is clipped above its 99.5 percentile and gets mean 0 and SD 1.
+
+    Args:
+        keys: Images, channel first.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data with scaled images, float32."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = scale_ct_or_mr(torch.as_tensor(result[key]))
+        return result
+
+
+def scale_ct_or_mr(image: torch.Tensor) -> torch.Tensor:
+    """Return a scaled volume, see `ScaleCTorMRd`; a constant MR volume becomes 0."""
+    image = image.to(torch.float32)
+    if float(image.min()) < CT_BELOW:
+        low, high = CT_WINDOW
+        unit = ((image - low) / (high - low)).clamp(0, 1)
+        return (unit - CT_MEAN) / CT_SD
+    rank = max(1, round(MR_QUANTILE * image.numel()))  # torch.quantile takes 2**24 values at most
+    top = float(torch.kthvalue(image.as_subclass(torch.Tensor).flatten(), rank).values)
+    image = image.clamp(max=top)
+    sd = float(image.std(unbiased=False))
+    return (image - image.mean()) / (sd if sd > 0 else 1.0)
+
+
+def modality_of(image: torch.Tensor) -> str:
+    """Return "CT" or "MR" for a volume that `scale_ct_or_mr` has scaled.
+
+    Args:
+        image: The scaled volume; in CT its smallest value is air, `CT_FLOOR` exactly.
+    """
+    return "CT" if abs(float(image.min()) - CT_FLOOR) < _TOLERANCE else "MR"
