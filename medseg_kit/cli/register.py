@@ -16,10 +16,10 @@ def register(
     """Register the training volumes of a prepared data set with each other.
 
     Writes one transform a pair below OUT/pairs, the best registered label of every unlabelled
-    volume below OUT/labelled_N, and OUT/report.json: warped-label Dice among the labelled volumes,
-    mutual information, failures. A second run continues. Labels serve the report and are warped;
-    they never steer a registration. A data set whose spacing is lost is registered with a nominal
-    one.
+    volume below OUT/labelled_N, point maps for training, and OUT/report.json: warped-label Dice
+    among the labelled volumes, mutual information, failures. A second run continues. Labels serve
+    the report and are warped; they never steer a registration. A data set whose spacing is lost is
+    registered with a nominal one.
 
     Args:
         data: Prepared data set.
@@ -44,6 +44,7 @@ def register(
     from medseg_kit.files import write_json
     from medseg_kit.registration.cases import ordered_pairs, read_cases
     from medseg_kit.registration.job import register_pairs
+    from medseg_kit.registration.maps import write_maps
     from medseg_kit.registration.selection import propagate_labels, warped_label_dice
 
     found, folder = read_cases(data, labelled=labelled), Path(out)
@@ -60,6 +61,7 @@ def register(
             on_pair=lambda record: bar.update(),
         )
     failed = [record for record in records if not record["success"]]
+    write_maps(folder, [(fixed.key, moving.key) for fixed, moving in wanted], data=found)
     rows = warped_label_dice(folder, data=found)
     report = {
         "pairs": len(records),
