@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.utils.enums import CommonKeys
@@ -11,7 +11,13 @@ from torch import nn
 
 from medseg_kit.engines.schedules import Schedule, ssl4mis_ramp
 from medseg_kit.engines.step import TrainStep
+from medseg_kit.engines.teacher import Teacher
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedTrainer
+
+Features = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class SemiSupervisedStep(TrainStep):
         consistency: Weight of the unsupervised loss when the ramp has reached 1.
         ramp: Ramp of that weight: SSL4MIS's if None (A6), `gaussian_ramp` in the papers.
         consistency_start: Steps without any unsupervised loss.
+        teacher: Moving average that follows the weights after each step, for the methods that have
+            one; its state is part of the step's.
         **options: Those of `TrainStep`.
     """
 
@@ -58,6 +66,7 @@ class SemiSupervisedStep(TrainStep):
         consistency: float = 0.1,
         ramp: Schedule | None = None,
         consistency_start: int = 0,
+        teacher: Teacher | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -65,6 +74,7 @@ class SemiSupervisedStep(TrainStep):
         self.consistency = consistency
         self.ramp = ssl4mis_ramp() if ramp is None else ramp
         self.consistency_start = consistency_start
+        self.teacher = teacher
 
     @property
     def consistency_weight(self) -> float:
@@ -86,9 +96,36 @@ class SemiSupervisedStep(TrainStep):
         label = batch[CommonKeys.LABEL][:num_labelled]
         return {"supervised": self.supervised_loss(logits[:num_labelled].float(), label)}
 
+    @torch.no_grad()
+    def ask_teacher(self, engine: SupervisedTrainer, image: torch.Tensor) -> Any:
+        """Return what the teacher's network says about images, without gradient.
+
+        Raises:
+            ValueError: If the method has no teacher.
+        """
+        if self.teacher is None:
+            raise ValueError(f"{type(self).__name__} has no teacher")
+        return self.teacher.of(engine.network)(image)
+
+    def after_step(self, engine: SupervisedTrainer) -> None:
+        """Move the teacher; ``global_step`` already counts the step that was done."""
+        if self.teacher is not None:
+            self.teacher.follow(engine.network, self.global_step - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base's state and the teacher's."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.state_dict()}
+        return {**super().state_dict(), **teacher}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
+
     def absent(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return a zero that keeps the graph, for a batch without any term."""
-        return {"nothing": logits.float().sum() * 0.0}
+        return {"nothing": logits[:0].float().sum()}
 
 
 def count_labelled(batch: dict[str, Any]) -> int:
@@ -102,6 +139,12 @@ def count_labelled(batch: dict[str, Any]) -> int:
     if not bool(labelled[:count].all()):
         raise ValueError("labelled images must come first in a batch; use a TwoStreamLoader")
     return count
+
+
+def main_logits(output: Any) -> torch.Tensor:
+    """Return the logits ``(B, C, H, W)`` of a network with one student."""
+    logits: torch.Tensor = output["logits"] if isinstance(output, dict) else output
+    return logits
 
 
 def targets(
@@ -120,3 +163,42 @@ def targets(
         truth = batch[CommonKeys.LABEL][:, 0].long()
         target = torch.where(labelled[:, None, None], truth, teaching.argmax(1))
     return target, teaching
+
+
+def make_branches(batch: dict[str, Any], output: Any, taught: Any = None) -> tuple[Branch, ...]:
+    """Return the branches of a network's output in training mode and leave them in the batch.
+
+    Args:
+        batch: The batch; gets ``branches``.
+        output: Logits ``(B, C, H, W)``, or a dict with ``logits`` (one tensor, or one a student)
+            and perhaps ``taps`` and ``projected``, as `DualNetwork` and `SingleNetwork` give it.
+        taught: The same of a teacher for the unlabelled images alone. Two students teach each other
+            through it; a single one learns from it. Without it two students teach each other, a
+            single one itself.
+    """
+    own = _students(output)
+    sources = own if taught is None else _students(taught)
+    count = len(own[0][0]) - len(sources[0][0])
+    branches = []
+    for (logits, taps, projected), (source, _, _) in zip(own, reversed(sources), strict=True):
+        other = torch.cat([logits[:count].detach(), source.detach()]) if count else source
+        target, teaching = targets(batch, logits, other)
+        branches.append(Branch(logits, target, teaching, taps, projected))
+    batch["branches"] = tuple(branches)
+    return batch["branches"]  # type: ignore[no-any-return]  # a batch holds anything
+
+
+def _students(output: Any) -> list[tuple[torch.Tensor, Features, Features]]:
+    """Return logits, taps and projected features of each student."""
+    fields = output if isinstance(output, dict) else {"logits": output}
+    logits, taps, projected = fields["logits"], fields.get("taps"), fields.get("projected", {})
+    if isinstance(logits, torch.Tensor):
+        return [(logits, dict(taps or {}), dict(projected))]
+    return [
+        (
+            each,
+            {} if taps is None else dict(taps[index]),
+            {scale: features[index] for scale, features in projected.items()},
+        )
+        for index, each in enumerate(logits)
+    ]

@@ -44,8 +44,8 @@ class TrainStep(ABC):
             ``state_dict`` and ``load_state_dict`` for what its next call depends on.
         amp: "off", "bf16" or "fp16" (autocast on the trainer's device; keep the trainer's
             own ``amp: false``, which would build a new scaler at every run).
-        clip_norm: Largest norm of the gradient; not clipped if None. With it, a step whose gradient
-            is not finite is left out with a warning.
+        clip_norm: Largest norm of the gradient; not clipped if None. A step whose gradient is not
+            finite is left out with a warning either way.
 
     Raises:
         ValueError: For an unknown ``amp`` or a ``total_steps`` below 1.
@@ -104,11 +104,21 @@ class TrainStep(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: If the state is that of a step with other terms.
+        """
+        contents = state.get("terms", [{} for _ in self.terms])  # none before terms had a state
+        if len(contents) != len(self.terms):
+            raise ValueError(
+                f"the checkpoint holds the state of {len(contents)} loss terms, this step has "
+                f"{len(self.terms)}: resume with the configuration that wrote it"
+            )
         self.global_step = int(state["global_step"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
-        for term, content in zip(self.terms, state.get("terms", []), strict=False):
+        for term, content in zip(self.terms, contents, strict=True):
             getattr(term, "load_state_dict", _keep)(content)
 
     def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
@@ -145,19 +155,34 @@ class TrainStep(ABC):
             parts = {name: float(value.detach()) for name, value in losses.items()}
             raise FloatingPointError(f"the loss of step {self.global_step} is not finite: {parts}")
         self._scaler.scale(loss).backward()
-        if self.clip_norm is not None:
-            self._scaler.unscale_(engine.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_norm)
-            if not self._scaler.is_enabled() and not bool(torch.isfinite(norm)):
-                logger.warning("step %d is left out: its gradient is not finite", self.global_step)
-                return
+        if not self._usable_gradient(engine):
+            logger.warning("step %d is left out: its gradient is not finite", self.global_step)
+            return
         self._scaler.step(engine.optimizer)
         self._scaler.update()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
 
+    def _usable_gradient(self, engine: SupervisedTrainer) -> bool:
+        """Clip the gradient where asked; return whether the optimiser may have it."""
+        if self.clip_norm is not None:
+            self._scaler.unscale_(engine.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip_norm)
+        if self._scaler.is_enabled():
+            return True  # the scaler looks for infinities itself and lowers its scale
+        if self.clip_norm is None:
+            gradients = [p.grad for p in engine.network.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        return bool(torch.isfinite(norm))
+
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:
-            schedule = self.group_schedules.get(group.get("name", ""), self.lr_schedule)
+        names = [group.get("name", "") for group in optimizer.param_groups]
+        unknown = sorted(set(self.group_schedules) - set(names))
+        if unknown:
+            raise ValueError(
+                f"group_schedules name {unknown}; the optimiser's parameter groups are {names}"
+            )
+        for name, group in zip(names, optimizer.param_groups, strict=True):
+            schedule = self.group_schedules.get(name, self.lr_schedule)
             factor = schedule(self.global_step, self.total_steps)
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 

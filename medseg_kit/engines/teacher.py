@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Teacher:
@@ -18,7 +19,9 @@ class Teacher:
 
     The decay of step t is ``min(1 - 1 / (t + 1), decay)``: after the first step the teacher equals
     the student. The teacher stays in training mode (dropout and batch statistics active), as in
-    SSL4MIS.
+    SSL4MIS. It is state of the site: when the global weights of a federated round arrive it stays
+    what it is and follows the student, which starts from them. Before the first step there is no
+    teacher yet, so it begins as a copy of the first global weights.
 
     Args:
         decay: Largest decay.
@@ -47,7 +50,8 @@ class Teacher:
         """Move towards the student after optimisation step ``step``, counted from 0."""
         decay = min(1 - 1 / (step + 1), self.decay)
         source, target = unwrapped(student), self.of(student)
-        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
+        average = get_ema_multi_avg_fn(decay)
+        average(list(target.parameters()), list(source.parameters()), step)  # all in one call
         if self.buffers:
             for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
                 if mine.is_floating_point():
@@ -55,20 +59,16 @@ class Teacher:
                 else:
                     mine.copy_(theirs)
 
-    def restart(self, student: nn.Module) -> None:
-        """Become a copy of the student."""
-        self.of(student).load_state_dict(unwrapped(student).state_dict())
-
     def state_dict(self) -> dict[str, Any]:
         """Return the teacher's weights; empty before the first use."""
-        return {} if self.network is None else dict(self.network.state_dict())
+        if self.network is None:
+            return dict(self._waiting or {})
+        return dict(self.network.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        if self.network is not None and state:
-            self.network.load_state_dict(state)
-        else:
-            self._waiting = state or None
+        """Restore what `state_dict` returned; an empty state is a teacher not yet made."""
+        self.network = None
+        self._waiting = dict(state) or None
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

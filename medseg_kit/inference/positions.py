@@ -19,7 +19,8 @@ from medseg_kit.networks.support_prototypes import NUM_PARTS, SupportScan
 RULES = ("aligned", "body")
 PROFILE_SIZE = 16  # pixels a side of a slice's descriptor
 MARGIN = 0.15  # share of an organ's extent by which it may reach further than in the support
-MIN_OVERLAP = 0.6  # of the shorter scan
+MIN_OVERLAP = 0.8  # of the shorter scan
+PRIOR = 0.5  # loss of correlation per squared share of the scan away from the body match
 SCALES = (0.85, 0.92, 1.0, 1.08, 1.17)  # of the query's length along the body
 
 
@@ -78,17 +79,21 @@ def oracle_parts(labels: torch.Tensor, num_organs: int) -> torch.Tensor:
 
 
 def slice_profiles(slices: torch.Tensor) -> torch.Tensor:
-    """Return a descriptor of each slice ``(D, P)``: a small picture, mean 0, norm 1.
+    """Return a descriptor of each slice ``(D, P)``: a small picture less the scan's mean picture.
 
-    Slices without contrast (no body) are zeros.
+    What all slices share, such as the outline of the body, is thus left out. Norm 1; slices
+    without contrast (no body) are zeros.
 
     Args:
         slices: ``(D, C, H, W)``; the first channel is looked at.
     """
     small = functional.adaptive_avg_pool2d(slices[:, :1].float(), PROFILE_SIZE).flatten(1)
+    contrast = small.std(dim=1, keepdim=True)
+    body = contrast > 1e-3 * contrast.max()
+    small = small - small.mean(dim=0, keepdim=True)
     small = small - small.mean(dim=1, keepdim=True)
-    norm = small.norm(dim=1, keepdim=True)
-    return torch.where(norm > 1e-3 * norm.max(), small / norm.clamp_min(1e-12), 0.0).cpu()
+    norm = small.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return torch.where(body, small / norm, 0.0).cpu()
 
 
 def find_parts(
@@ -133,25 +138,26 @@ def find_parts(
     return parts_of(torch.arange(len(profiles), dtype=torch.float32), extent, margin)
 
 
-def _match_bodies(
-    profiles: torch.Tensor, spacing: float, scan: SupportScan
-) -> tuple[float, float]:
+def _match_bodies(profiles: torch.Tensor, spacing: float, scan: SupportScan) -> tuple[float, float]:
     """Return scale and shift that lay the body's first and last slice on each other."""
     del spacing
     ends = []
     for descriptors in (profiles, scan.profile):
         body = descriptors.any(dim=1).nonzero()[:, 0]
-        first, last = (body[0], body[-1]) if len(body) else (0, len(descriptors) - 1)
-        ends.append((float(first) - 0.5, float(last) + 0.5))
-    (query_first, query_last), (first, last) = ends
-    scale = (last - first) / (query_last - query_first)
-    return scale, first - scale * query_first
+        first, last = (int(body[0]), int(body[-1])) if len(body) else (0, len(descriptors) - 1)
+        ends.append((first - 0.5, last + 0.5))
+    (query_start, query_end), (start, end) = ends
+    scale = (end - start) / (query_end - query_start)
+    return scale, start - scale * query_start
 
 
 def _align(profiles: torch.Tensor, spacing: float, scan: SupportScan) -> tuple[float, float]:
     """Return scale and shift, in slices, under which the two scans resemble each other most."""
     query, support = len(profiles), len(scan.profile)
     alike = profiles @ scan.profile.T  # (Dq, Ds) correlations
+    body_scale, body_shift = _match_bodies(profiles, spacing, scan)
+    ends = torch.tensor([0.0, query - 1.0])
+    expected = body_scale * ends + body_shift
     best, answer = -torch.inf, (1.0, 0.0)
     for stretch in SCALES:
         scale = stretch * spacing / scan.spacing
@@ -167,6 +173,8 @@ def _align(profiles: torch.Tensor, spacing: float, scan: SupportScan) -> tuple[f
         count = meets.sum(dim=1)
         mean = (values * meets).sum(dim=1) / count.clamp(min=1)
         mean[count < max(1.0, needed - 1)] = -torch.inf
+        off = (scale * ends[None] + shifts[:, None] - expected) / support
+        mean = mean - PRIOR * off.square().mean(dim=1)
         top = int(mean.argmax())
         if float(mean[top]) > best:
             best, answer = float(mean[top]), (scale, float(shifts[top]))

@@ -25,11 +25,17 @@ def soft_dice(
         target: Class of each pixel, ``(B, H, W)`` long.
         weight: Weight of each pixel, broadcastable to ``(B, 1, H, W)``; 1 if None.
     """
-    one_hot = F.one_hot(target, probabilities.shape[1]).movedim(-1, 1).to(probabilities.dtype)
-    weight = torch.ones_like(probabilities[:, :1]) if weight is None else weight
+    classes = torch.arange(probabilities.shape[1], device=target.device)
+    one_hot = target[:, None] == classes[:, None, None]
+    squares = probabilities.square()
+    if weight is None:
+        counts = one_hot
+    else:
+        counts = weight * one_hot
+        squares = weight * squares
     axes = (0, 2, 3)
-    overlap = (weight * probabilities * one_hot).sum(axes)
-    sizes = (weight * probabilities.square()).sum(axes) + (weight * one_hot).sum(axes)
+    overlap = (counts * probabilities).sum(axes)
+    sizes = squares.sum(axes) + counts.sum(axes)
     return (1 - (2 * overlap + SMOOTH) / (sizes + SMOOTH)).mean()
 
 

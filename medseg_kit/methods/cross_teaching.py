@@ -12,12 +12,12 @@ import torch
 from monai.utils.enums import CommonKeys
 
 from medseg_kit.engines.semi_supervised import (
-    Branch,
     SemiSupervisedStep,
     count_labelled,
-    targets,
+    make_branches,
 )
 from medseg_kit.engines.step import Losses
+from medseg_kit.engines.teacher import Teacher
 from medseg_kit.losses.soft_dice import cross_entropy, soft_dice
 
 if TYPE_CHECKING:
@@ -33,14 +33,19 @@ class CrossTeachingStep(SemiSupervisedStep):
 
     Args:
         teaching_loss: "dice" (cross teaching) or "cross_entropy" (CPS, register entry A39).
+        ema_decay: If given, the classes come from a moving average of both students, of this decay,
+            instead of from the students themselves (ours; the papers have no teacher here).
         **options: Those of `SemiSupervisedStep`.
 
     Raises:
         ValueError: For another ``teaching_loss``.
     """
 
-    def __init__(self, *, teaching_loss: str = "dice", **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, *, teaching_loss: str = "dice", ema_decay: float | None = None, **options: Any
+    ) -> None:
+        teacher = None if ema_decay is None else Teacher(ema_decay)
+        super().__init__(teacher=teacher, **options)
         if teaching_loss not in TEACHING_LOSSES:
             raise ValueError(
                 f"teaching_loss must be one of {TEACHING_LOSSES}, got {teaching_loss!r}"
@@ -51,9 +56,12 @@ class CrossTeachingStep(SemiSupervisedStep):
         self, engine: SupervisedTrainer, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, Losses]:
         """Return the first student's logits ``(B, C, H, W)`` and the losses of both."""
-        branches = make_branches(batch, engine.network(batch[CommonKeys.IMAGE]))
-        batch["branches"] = branches
-        count = count_labelled(batch)
+        image, count = batch[CommonKeys.IMAGE], count_labelled(batch)
+        output = engine.network(image)
+        taught = None
+        if self.teacher is not None and count < len(image):
+            taught = self.ask_teacher(engine, image[count:])
+        branches = make_branches(batch, output, taught)
         losses: Losses = {}
         for name, branch in zip(("first", "second"), branches, strict=True):
             for key, value in self.supervised(branch.logits, batch).items():
@@ -69,15 +77,3 @@ class CrossTeachingStep(SemiSupervisedStep):
         if self.teaching_loss == "dice":
             return soft_dice(logits.softmax(1), target)
         return cross_entropy(logits, target)
-
-
-def make_branches(batch: dict[str, Any], output: dict[str, Any]) -> tuple[Branch, Branch]:
-    """Return both students' branches from what a `DualNetwork` returns in training mode."""
-    logits = output["logits"]
-    branches = []
-    for own, other in ((0, 1), (1, 0)):
-        target, teaching = targets(batch, logits[own], logits[other])
-        projected = {scale: pair[own] for scale, pair in output.get("projected", {}).items()}
-        taps = dict(output["taps"][own])
-        branches.append(Branch(logits[own], target, teaching, taps, projected))
-    return branches[0], branches[1]

@@ -44,10 +44,10 @@ class InterpolationConsistencyStep(MeanTeacherStep):
         share = torch.distributions.Beta(beta, beta).sample().to(image)[:, None, None, None]
         logits = engine.network(torch.cat([image[:count], torch.lerp(first, second, share)]))
         losses = self.supervised(logits, batch)
-        with torch.no_grad():
-            both = self.teacher.of(engine.network)(torch.cat([first, second]))
-            one, other = both.float().softmax(1).chunk(2)
-            target = torch.lerp(one, other, share)
+        one, other = (
+            self.ask_teacher(engine, torch.cat([first, second])).float().softmax(1).chunk(2)
+        )
+        target = torch.lerp(one, other, share)
         difference = (logits[count:].float().softmax(1) - target).square().mean()
         losses["consistency"] = self.consistency_weight * difference
         return logits, losses

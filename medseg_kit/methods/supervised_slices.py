@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SupervisedSliceStep(SemiSupervisedStep):
-    """Cross-entropy and Dice of the labelled images; unlabelled ones only move batch norm.
+    """Cross-entropy and Dice of the labelled images; the network does not see the others.
 
     A site without labelled cases has nothing to learn from: its loss is 0.
     """

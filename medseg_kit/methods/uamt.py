@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from medseg_kit.engines.schedules import gaussian_ramp
+from medseg_kit.engines.semi_supervised import main_logits
 from medseg_kit.methods.mean_teacher import MeanTeacherStep, noisy
 
 if TYPE_CHECKING:
@@ -42,19 +43,21 @@ class UncertaintyMeanTeacherStep(MeanTeacherStep):
         return (0.75 + 0.25 * gaussian_ramp()(self.global_step, self.total_steps)) * math.log(2)
 
     def disagreement(
-        self, engine: SupervisedTrainer, image: torch.Tensor, logits: torch.Tensor
+        self,
+        engine: SupervisedTrainer,
+        image: torch.Tensor,
+        logits: torch.Tensor,
+        taught: torch.Tensor,
     ) -> torch.Tensor:
         """Return the masked squared difference of student and teacher."""
-        with torch.no_grad():
-            teacher = self.teacher.of(engine.network)
-            taught = teacher(noisy(image)).float().softmax(1)
-            repeated = image.repeat(2, 1, 1, 1)
-            mean = torch.zeros_like(taught)
-            for _ in range(self.num_passes // 2):
-                mean += teacher(noisy(repeated)).float().softmax(1).unflatten(0, (2, -1)).sum(0)
-            mean /= self.num_passes
-            entropy = -(mean * (mean + SMALL).log()).sum(1, keepdim=True)
-            certain = (entropy < self.threshold).float()
+        repeated = image.repeat(2, 1, 1, 1)
+        mean = torch.zeros_like(taught)
+        for _ in range(self.num_passes // 2):
+            said = main_logits(self.ask_teacher(engine, noisy(repeated)))
+            mean += said.float().softmax(1).unflatten(0, (2, -1)).sum(0)
+        mean /= self.num_passes
+        entropy = -(mean * (mean + SMALL).log()).sum(1, keepdim=True)
+        certain = (entropy < self.threshold).float()
         distance = (logits.float().softmax(1) - taught).square()
         masked: torch.Tensor = (certain * distance).sum() / (2 * certain.sum() + 1e-16)
         return masked

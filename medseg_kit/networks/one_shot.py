@@ -20,6 +20,11 @@ from medseg_kit.typing import UserError
 ABSENT = -1  # part of a slice that holds nothing of the organ
 # Margin where an organ cannot be: its logit is far below the background's 0, and finite.
 NO_MARGIN = -100.0
+NEEDS_SUPPORT = (
+    "a one-shot network needs the prototypes of a support scan: make them with"
+    " `medseg support BUNDLE --image SCAN --label LABEL --out FILE.pt` and give them as --support"
+    " FILE.pt, or give the scan itself as --support SCAN --support_label LABEL"
+)
 
 
 class Classifier(Protocol):
@@ -111,11 +116,7 @@ class OneShotNetwork(nn.Module):
         if self.training:
             return {"features": self.encoder(image)}
         if self.support is None:
-            raise UserError(
-                "a one-shot network needs the prototypes of a support scan: make them with"
-                " `medseg support BUNDLE --image SCAN --label LABEL --out support_prototypes.pt`,"
-                " or give the scan to `medseg predict` as --support and --support_label"
-            )
+            raise UserError(NEEDS_SUPPORT)
         features = self.encoder(image).float()
         if part is not None and part.dim() == 1:
             part = part[:, None].expand(-1, len(self.organs))

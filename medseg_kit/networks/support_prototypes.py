@@ -20,6 +20,7 @@ from medseg_kit.typing import PathLike, UserError
 
 NUM_PARTS = 3  # parts of an organ's extent, FedCoWPro section V-D
 SCHEMA = 1
+PROTOTYPES_SUFFIX = ".pt"
 _NO_VALUE = "unknown"
 
 Parts = tuple[torch.Tensor, ...]
@@ -33,11 +34,13 @@ class SupportScan:
         profile: One descriptor a slice, ``(D, P)``, by which scans are aligned; zeros for a slice
             without body.
         spacing: Distance of the slices in mm.
+        field_of_view: Longer side of a slice in mm.
         extents: First and last slice of each organ, ``(K, 2)``; NaN where the scan lacks it.
     """
 
     profile: torch.Tensor
     spacing: float
+    field_of_view: float
     extents: torch.Tensor
 
 
@@ -85,10 +88,7 @@ class SupportPrototypes:
             "weights": self.weights,
             "foreground": [list(parts) for parts in self.foreground],
             "background": [list(parts) for parts in self.background],
-            "scans": [
-                {"profile": s.profile, "spacing": s.spacing, "extents": s.extents}
-                for s in self.scans
-            ],
+            "scans": [vars(scan) for scan in self.scans],
         }
 
     def save(self, path: PathLike) -> Path:
@@ -141,7 +141,12 @@ def _parse(state: Mapping[str, Any]) -> SupportPrototypes:
             raise ValueError(f"{side} holds values that are not finite")
         sides.append(parts)
     scans = tuple(
-        SupportScan(scan["profile"].float(), float(scan["spacing"]), scan["extents"].float())
+        SupportScan(
+            profile=scan["profile"].float(),
+            spacing=float(scan["spacing"]),
+            field_of_view=float(scan["field_of_view"]),
+            extents=scan["extents"].float(),
+        )
         for scan in state["scans"]
     )
     return SupportPrototypes(

@@ -179,3 +179,43 @@ def test_group_schedules__replace_the_schedule_of_one_group():
     trainer.optimizer.param_groups[0]["name"] = "slow"
     trainer.run()
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.4)
+
+
+def test_step__infinite_gradient_is_left_out_without_clipping_too(caplog):
+    step = Regression(total_steps=1)
+    step.losses = lambda engine, batch: (
+        batch["label"],
+        {"root": (0.0 * engine.network(batch["image"]).sum()).sqrt()},  # its gradient is infinite
+    )
+    trainer = make_trainer(step, batches(1))
+    before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    trainer.run()
+    assert "left out" in caplog.text
+    after = trainer.network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_step__group_schedules_by_the_name_of_the_group():
+    step = Regression(total_steps=4, group_schedules={"slow": linear(0.5, 0.5)})
+    trainer = make_trainer(step, batches(1))
+    trainer.optimizer = torch.optim.SGD(
+        [
+            {"name": "slow", "params": [trainer.network.weight]},
+            {"name": "other", "params": [trainer.network.bias]},
+        ],
+        lr=0.1,
+    )
+    trainer.run()
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.05, 0.1]
+    step.group_schedules = {"fast": linear(1.0, 1.0)}
+    with pytest.raises(ValueError, match=r"fast.*slow"):
+        trainer.run()
+
+
+def test_step__refuses_the_state_of_other_terms():
+    first, second = (
+        Regression(total_steps=5, terms=[lambda engine, batch: {}]),
+        Regression(total_steps=5),
+    )
+    with pytest.raises(ValueError, match="1 loss terms"):
+        second.load_state_dict(first.state_dict())

@@ -1,43 +1,80 @@
 import pytest
 import torch
+from monai.transforms import KeepLargestConnectedComponent
 
 from medseg_kit.methods.bcp import (
     BidirectionalCopyPasteStep,
     CopyPaste,
-    largest_components,
+    Mixture,
+    exchanged_mixtures,
+    labelled_mixtures,
+    mixed_loss,
     rectangle_mask,
-    region_loss,
 )
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
-from tests.methods.slice_training import make_batch, pair, train, unet
+from medseg_kit.transforms.components import largest_components
+from tests.methods.slice_training import CLASSES, make_batch, pair, train, unet
 
 
 def test_rectangle__two_thirds_of_each_side_anywhere():
     torch.manual_seed(0)
     masks = [rectangle_mask((30, 60)) for _ in range(20)]
-    assert {int((1 - mask).sum()) for mask in masks} == {20 * 40}
-    assert len({mask.argmin().item() for mask in masks}) > 5
+    assert {int((~mask).sum()) for mask in masks} == {20 * 40}
+    assert len({mask.int().argmin().item() for mask in masks}) > 5
 
 
-def test_largest_components__one_a_class():
-    labels = torch.zeros(1, 12, 12, dtype=torch.int64)
-    labels[0, 0:2, 0:2], labels[0, 4:8, 4:8], labels[0, 10, 10] = 1, 1, 2
-    kept = largest_components(labels)
-    assert int((kept == 1).sum()) == 16
-    assert int((kept == 2).sum()) == 1
+def test_largest_components__equal_monai_slice_by_slice():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (5, 12, 12), generator=generator)
+    labels[2], labels[3, :, 3:] = 0, 2
+    keep = KeepLargestConnectedComponent(is_onehot=False, independent=True)
+    expected = torch.stack([torch.as_tensor(keep(label[None])[0]) for label in labels])
+    assert torch.equal(largest_components(labels).long(), expected.long())
 
 
-def test_region_loss__perfect_is_zero_and_regions_count_apart():
-    target = torch.randint(0, 3, (2, 12, 12), generator=torch.Generator().manual_seed(0))
-    logits = 40.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
-    mask, ones = rectangle_mask((12, 12)), torch.ones(2)
-    regions = [(target, mask, ones), (target, 1 - mask, ones)]
-    assert float(region_loss(logits, regions)) == pytest.approx(0, abs=1e-5)
-    wrong = [(target, mask, ones), ((target + 1) % 3, 1 - mask, ones)]
-    half = [(target, mask, ones), ((target + 1) % 3, 1 - mask, ones / 2)]
-    loss, halved = float(region_loss(logits, wrong)), float(region_loss(logits, half))
-    assert loss > 1
-    assert halved == pytest.approx(loss / 2, rel=1e-3)
+def test_mixtures__the_papers_halves_and_weights():
+    unlabelled_outside, labelled_outside = exchanged_mixtures(4, 8)
+    assert unlabelled_outside.outer.tolist() == [4, 5]
+    assert unlabelled_outside.inner.tolist() == [0, 1]
+    assert (unlabelled_outside.outer_weight, unlabelled_outside.inner_weight) == (0.5, 1.0)
+    assert labelled_outside.outer.tolist() == [2, 3]
+    assert labelled_outside.inner.tolist() == [6, 7]
+    assert (labelled_outside.outer_weight, labelled_outside.inner_weight) == (1.0, 0.5)
+    (first_phase,) = labelled_mixtures(4)
+    assert [first_phase.outer.tolist(), first_phase.inner.tolist()] == [[0, 1], [2, 3]]
+    assert labelled_mixtures(1)[0].outer.tolist() == [0]
+    few, more = exchanged_mixtures(1, 4)  # one labelled image, three others
+    assert few.inner.tolist() == [0]
+    assert more.outer.tolist() == [0]
+
+
+def test_mixture__blends_images_and_perfect_answers_cost_nothing():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (4, 12, 12), generator=generator)
+    mixture, mask = Mixture(torch.tensor([0, 1]), torch.tensor([2, 3])), rectangle_mask((12, 12))
+    mixed = mixture.blend(target[:, None].float(), mask)
+    assert torch.equal(mixed[0, 0][mask], target[0][mask].float())
+    assert torch.equal(mixed[0, 0][~mask], target[2][~mask].float())
+    logits = 40.0 * torch.nn.functional.one_hot(mixed[:, 0].long(), 3).movedim(-1, 1).float()
+    assert float(mixed_loss([mixture], logits, target, mask)) == pytest.approx(0, abs=1e-5)
+
+
+def test_mixed_loss__sum_over_both_inputs_as_printed():
+    """Half of the Dice sum plus the cross-entropy sum over two inputs of two regions each."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (4, 12, 12), generator=generator)
+    logits = torch.randn(2, 3, 12, 12, generator=generator)
+    mask, total = rectangle_mask((12, 12)), 0.0
+    inputs = [((2, mask, 0.5), (0, ~mask, 1.0)), ((1, mask, 1.0), (3, ~mask, 0.5))]
+    for row, regions in zip(logits, inputs, strict=True):
+        for source, region, weight in regions:
+            p, y = row.softmax(0)[:, region], target[source][region]
+            hot = torch.nn.functional.one_hot(y, 3).T.float()
+            dice = 1 - (2 * (p * hot).sum(1) + 1e-5) / (p.square().sum(1) + hot.sum(1) + 1e-5)
+            entropy = torch.nn.functional.cross_entropy(row[:, region].T, y)
+            total += weight * (dice.mean() + entropy) / 2
+    found = mixed_loss(exchanged_mixtures(2, 4), logits, target, mask)
+    assert float(found) == pytest.approx(float(total), rel=1e-5)
 
 
 def test_phases__the_teacher_starts_from_the_first_phase():
@@ -56,3 +93,27 @@ def test_copy_paste__under_cross_teaching():
     assert all(losses["copy_paste"] > 0 for losses in history)
     history = train(step, pair(), [make_batch(4, 0)])
     assert "copy_paste" not in history[0]
+
+
+def test_copy_paste__labelled_images_alone_until_its_start():
+    term = CopyPaste(unlabelled_start=1)
+    step = CrossTeachingStep(total_steps=4, terms=[term])
+    history = train(step, pair(), [make_batch(4, 0), make_batch(4, 0)])
+    assert ["copy_paste" in losses for losses in history] == [True, False]
+    assert step.state_dict()["terms"] == [{"calls": 2}]
+
+
+def test_phases__follow_the_plan_of_a_federation():
+    step = BidirectionalCopyPasteStep(total_steps=8, first_phase=0.5)
+    step.total_steps = 40  # what a federation plans in all
+    assert step.first_steps == 20
+
+
+def test_teacher__makes_the_pseudo_labels_of_the_second_phase():
+    step, network = BidirectionalCopyPasteStep(total_steps=8, first_phase=0.0), unet()
+    seen = []
+    step.ask_teacher = lambda engine, image: (
+        seen.append(len(image)) or torch.zeros(2, CLASSES, 32, 32)
+    )
+    train(step, network, [make_batch()])
+    assert seen == [2]

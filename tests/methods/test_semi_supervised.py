@@ -7,14 +7,17 @@ import torch
 
 from medseg_kit.methods.bcp import BidirectionalCopyPasteStep
 from medseg_kit.methods.cct import CrossConsistencyStep
+from medseg_kit.methods.cct_r import RegistrationSupervision
 from medseg_kit.methods.cps import CrossPseudoSupervisionStep
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
 from medseg_kit.methods.ict import InterpolationConsistencyStep
+from medseg_kit.methods.mcsc_v2 import CertaintyContrast
 from medseg_kit.methods.mean_teacher import MeanTeacherStep
 from medseg_kit.methods.rotation_consistency import RotationConsistencyStep
 from medseg_kit.methods.supervised_slices import SupervisedSliceStep
 from medseg_kit.methods.uamt import UncertaintyMeanTeacherStep
-from tests.methods.slice_training import make_batch, pair, train, unet, unet_cct
+from medseg_kit.networks.single import SingleNetwork
+from tests.methods.slice_training import CLASSES, make_batch, pair, train, unet, unet_cct
 
 METHODS = {
     "supervised": (SupervisedSliceStep, unet),
@@ -147,3 +150,77 @@ def test_labelled_images_must_come_first():
     batch["labelled"] = batch["labelled"].flip(0)
     with pytest.raises(ValueError, match="must come first"):
         train(step, network, [batch])
+
+
+def test_cross_teaching__a_teacher_may_supply_the_classes():
+    step, network = CrossTeachingStep(total_steps=10, ema_decay=0.5), pair()
+    history = train(step, network, [make_batch(seed=seed) for seed in range(3)])
+    assert "teaching_first" in history[-1]
+    assert step.state_dict()["teacher"].keys() == network.state_dict().keys()
+    train(step, network, [make_batch(4, 0), make_batch(0, 4)])
+
+
+def branches_of(step, network, batch):
+    seen = {}
+    step.terms = [lambda engine, batch: seen.update(batch) or {}]
+    train(step, network, [batch], learning_rate=0.0)
+    return seen["branches"]
+
+
+@pytest.mark.parametrize("kind", [MeanTeacherStep, UncertaintyMeanTeacherStep])
+def test_mean_teacher__leaves_its_branch_for_terms(kind):
+    batch = make_batch()
+    (branch,) = branches_of(kind(total_steps=10), unet(), batch)
+    assert torch.equal(branch.target[:2], batch["label"][:2, 0].long())
+    assert torch.equal(branch.target[2:], branch.teaching[2:].argmax(1))
+    assert branch.logits.requires_grad
+    assert not branch.teaching.requires_grad
+
+
+@pytest.mark.parametrize(("labelled", "unlabelled"), [(2, 2), (4, 0), (0, 4)])
+def test_mean_teacher__its_teacher_may_be_the_second_branch(labelled, unlabelled):
+    network = SingleNetwork(unet(), ("full", "eighth"), 8, 4)
+    step = MeanTeacherStep(total_steps=10, teacher_branch=True)
+    student, teacher = branches_of(step, network, make_batch(labelled, unlabelled))
+    assert student.projected["eighth"].shape == teacher.projected["eighth"].shape
+    assert student.projected["full"].requires_grad
+    assert not teacher.projected["full"].requires_grad
+    assert not teacher.logits.requires_grad
+    pseudo = student.target[labelled:]
+    assert torch.equal(pseudo, teacher.logits[labelled:].argmax(1))
+    assert torch.equal(teacher.target[labelled:], student.logits[labelled:].argmax(1))
+
+
+def test_certainty_contrast__on_mean_teacher_and_on_cps():
+    contrast = CertaintyContrast(CLASSES, 10, confidence=0.0, bank_size=64)
+    step = MeanTeacherStep(total_steps=10, teacher_branch=True, terms=[contrast])
+    history = train(step, SingleNetwork(unet(), ("full", "eighth"), 8, 4), [make_batch()] * 3)
+    assert history[-1]["contrast"] > 0
+    contrast = CertaintyContrast(CLASSES, 10, confidence=0.0, bank_size=64)
+    step = CrossPseudoSupervisionStep(total_steps=10, terms=[contrast])
+    network = pair(second=unet(2), scales=("full", "eighth"))
+    assert train(step, network, [make_batch()] * 3)[-1]["contrast"] > 0
+
+
+def test_registration_supervision__on_uamt():
+    batch = make_batch()
+    batch["registered_label"] = batch["label"].flip(0)
+    batch["has_registered"] = torch.ones(4, dtype=torch.bool)
+    step = UncertaintyMeanTeacherStep(total_steps=10, terms=[RegistrationSupervision()])
+    assert train(step, unet(), [batch])[0]["registration"] > 0
+
+
+def test_ten_steps__reduced_precision(method):
+    step, network = make(method, amp="bf16")
+    history = train(step, network, [make_batch(seed=seed) for seed in range(3)])
+    assert all(torch.tensor(list(losses.values())).isfinite().all() for losses in history)
+
+
+def test_image_not_finite__stops_before_the_weights(method):
+    step, network = make(method)
+    before = [value.clone() for value in network.parameters()]
+    batch = make_batch()
+    batch["image"][:] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train(step, network, [batch])
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
