@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,7 +87,8 @@ class Validation:
 
     def attach(self, engine: Engine) -> None:
         """Choose by whether the evaluator has data."""
-        if len(self.validator.state.dataloader or ()):
+        # the evaluator's state has no loader before its first run
+        if len(cast("Sized", self.validator.data_loader)):
             ValidationHandler(self.interval, self.validator).attach(engine)
             return
         logger.warning("no validation cases: the last weights are kept in %s", self.path)
