@@ -13,11 +13,10 @@ from medseg_kit.engines.schedules import Schedule, ssl4mis_ramp
 from medseg_kit.engines.step import TrainStep
 from medseg_kit.engines.teacher import Teacher
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
+from medseg_kit.networks.projectors import Projected
 
 if TYPE_CHECKING:
     from monai.engines import SupervisedTrainer
-
-Features = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class Branch:
         teaching: ``(B, C, H, W)`` probabilities that supplied ``target``, without gradient: of
             labelled images the branch's own, of unlabelled ones the other branch's.
         taps: Features by scale name, where the network gives them.
-        projected: Projected features of unit length by scale name, where there are projectors.
+        projected: Taps to be projected, by scale name, where there are projectors.
     """
 
     logits: torch.Tensor
     target: torch.Tensor
     teaching: torch.Tensor
     taps: dict[str, torch.Tensor] = field(default_factory=dict)
-    projected: dict[str, torch.Tensor] = field(default_factory=dict)
+    projected: dict[str, Projected] = field(default_factory=dict)
 
 
 class SemiSupervisedStep(TrainStep):
@@ -188,7 +187,9 @@ def make_branches(batch: dict[str, Any], output: Any, taught: Any = None) -> tup
     return batch["branches"]  # type: ignore[no-any-return]  # a batch holds anything
 
 
-def _students(output: Any) -> list[tuple[torch.Tensor, Features, Features]]:
+def _students(
+    output: Any,
+) -> list[tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, Projected]]]:
     """Return logits, taps and projected features of each student."""
     fields = output if isinstance(output, dict) else {"logits": output}
     logits, taps, projected = fields["logits"], fields.get("taps"), fields.get("projected", {})

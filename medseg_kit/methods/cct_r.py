@@ -17,6 +17,7 @@ from medseg_kit.engines.semi_supervised import Branch
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.prototype_contrast import prototype_contrast
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
+from medseg_kit.methods.branch_pixels import BranchPixels
 from medseg_kit.methods.feature_maps import FeatureMaps, canonical_pixels, unaugmented
 from medseg_kit.methods.patch_groups import resize_labels
 
@@ -141,35 +142,35 @@ class SupervisedContrast:
         branches: Sequence[Branch] = batch["branches"]
         losses = [self._branch(branch, batch, index) for index, branch in enumerate(branches)]
         for bank, branch in zip(self.banks, branches, strict=False):
-            features = branch.projected[self.scale].detach()
+            with torch.no_grad():
+                features = branch.projected[self.scale].maps()
             maps = unaugmented(features, batch["matrix"], batch["image"].shape[-2:])
             bank.put(batch["volume"], batch["slice"], maps)
         return {"contrast": self.weight * torch.stack(losses).sum()}
 
     def _branch(self, branch: Branch, batch: dict[str, Any], index: int) -> torch.Tensor:
-        features = branch.projected[self.scale].float()
-        size = (features.shape[2], features.shape[3])
+        pixels = BranchPixels([branch], self.scale)
+        size, flat = pixels.size, pixels.all().float()
         classes = resize_labels(branch.target, size).flatten()
         top = branch.teaching.amax(1, keepdim=True)
         top = F.interpolate(top, size, mode="bilinear", align_corners=False).flatten()
-        flat = features.movedim(1, -1).flatten(0, 2)
         losses = []
         for value in range(self.num_classes):
             anchors = ((classes == value) & (top > self.confidence)).nonzero()[:, 0]
             others = (classes != value).nonzero()[:, 0]
             if len(anchors) == 0 or len(others) == 0:
                 continue
-            centre = F.normalize(flat[anchors].detach().mean(0), dim=0)
+            centre = F.normalize(flat[anchors].mean(0), dim=0)
             anchors, others = _some(anchors, self.num_anchors), _some(others, self.num_keys)
             positives = centre.expand(len(anchors), -1)
             if self.banks:
                 positives = self._enhanced(positives, anchors, size, batch, index)
             losses.append(
                 prototype_contrast(
-                    flat[anchors], positives, flat[others].detach(), temperature=self.temperature
+                    pixels.at(anchors), positives, flat[others], temperature=self.temperature
                 )
             )
-        return torch.stack(losses).mean() if losses else flat.sum() * 0.0
+        return torch.stack(losses).mean() if losses else pixels.at(classes.new_empty(0)).sum()
 
     @torch.no_grad()
     def _enhanced(

@@ -14,6 +14,7 @@ import torch
 from medseg_kit.engines.semi_supervised import Branch
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.balanced_contrast import balanced_contrast
+from medseg_kit.methods.branch_pixels import BranchPixels
 from medseg_kit.methods.patch_groups import (
     num_patches,
     patch_groups,
@@ -81,11 +82,12 @@ class BalancedContrast:
             counts = torch.ones_like(counts)
         self.calls += 1
         labels = torch.cat([self._labels(branch, batch)[counts] for branch in branches])
-        total = labels.new_zeros((), dtype=torch.float32)
+        losses = []
         for scale, patch in self.patches.items():
-            maps = torch.cat([branch.projected[scale][counts] for branch in branches]).float()
-            total = total + self._scale(maps, labels, patch)
-        return {"contrast": self.weight * total}
+            pixels = BranchPixels(branches, scale)
+            numbers = pixels.numbers()[:, counts].flatten(0, 1)
+            losses.append(self._scale(pixels, numbers, labels, patch))
+        return {"contrast": self.weight * torch.stack(losses).sum()}
 
     def _labels(self, branch: Branch, batch: dict[str, Any]) -> torch.Tensor:
         if self.crossed:
@@ -93,18 +95,27 @@ class BalancedContrast:
         own = branch.logits.detach().argmax(1)
         return torch.where(batch["labelled"][:, None, None], branch.target, own)
 
-    def _scale(self, maps: torch.Tensor, labels: torch.Tensor, patch: int) -> torch.Tensor:
-        """Return the mean loss over the groups that hold foreground."""
-        size = (maps.shape[2], maps.shape[3])
-        nothing = maps.sum() * 0.0  # in the graph, as data-parallel training wants
-        if len(maps) == 0:
+    def _scale(
+        self, pixels: BranchPixels, numbers: torch.Tensor, labels: torch.Tensor, patch: int
+    ) -> torch.Tensor:
+        """Return the mean loss over the groups that hold foreground.
+
+        Args:
+            pixels: Features.
+            numbers: Of the pixels of the images that count, ``(N, h, w)``.
+            labels: Their classes at the image's size, ``(N, H, W)``.
+            patch: Side of a patch.
+        """
+        nothing = pixels.at(numbers.new_empty(0)).sum()
+        if len(numbers) == 0:
             return nothing
-        order = random_order(len(maps), num_patches(size, patch), maps.device)
+        order = random_order(len(numbers), num_patches(pixels.size, patch), numbers.device)
         if self.num_groups is not None:
             order = order[:, : self.num_groups]
-        features = patch_groups(maps, patch, order)
-        classes = patch_groups(resize_labels(labels, size)[:, None], patch, order)[..., 0]
-        valid = (classes != 0).any(1)
+        classes = resize_labels(labels, pixels.size)
+        cut = patch_groups(torch.stack([numbers, classes], dim=1), patch, order)
+        cut = cut[(cut[..., 1] != 0).any(1)]  # groups with foreground
+        features = pixels.at(cut[..., 0].flatten()).unflatten(0, cut.shape[:2])
         losses = [
             balanced_contrast(
                 group,
@@ -114,7 +125,7 @@ class BalancedContrast:
                 discard_background=self.discard_background,
                 precision=self.precision,
             )
-            for group, label in zip(features[valid], classes[valid], strict=True)
+            for group, label in zip(features, cut[..., 1], strict=True)
         ]
         return torch.stack(losses).mean() if losses else nothing
 

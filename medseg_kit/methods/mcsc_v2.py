@@ -16,6 +16,7 @@ from medseg_kit.engines.schedules import progress
 from medseg_kit.engines.semi_supervised import Branch
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.prototype_contrast import FeatureBank, prototype_contrast
+from medseg_kit.methods.branch_pixels import BranchPixels
 from medseg_kit.methods.patch_groups import resize_labels
 
 if TYPE_CHECKING:
@@ -30,29 +31,24 @@ class Pixels:
     """All pixels of both branches at one scale, flat.
 
     Attributes:
-        features: ``(N, d, h, w)`` maps with gradient, N maps of h x w pixels.
-        classes: ``(P,)`` class of each pixel, P = N h w.
+        features: By number, with gradient.
+        detached: ``(P, d)`` without gradient.
+        classes: ``(P,)`` class of each pixel, P in all.
         probabilities: ``(P, C)`` of the branch that supplied the class.
         labelled: ``(P,)`` bool.
         certain: ``(P,)`` bool: labelled, or of low entropy.
     """
 
-    features: torch.Tensor
+    features: BranchPixels
+    detached: torch.Tensor
     classes: torch.Tensor
     probabilities: torch.Tensor
     labelled: torch.Tensor
     certain: torch.Tensor
 
-    def at(self, index: torch.Tensor) -> torch.Tensor:
-        """Return the features of pixels ``(n,)`` as ``(n, d)`` with gradient."""
-        area = self.features.shape[2] * self.features.shape[3]
-        return self.features.flatten(2)[index // area, :, index % area]
-
     def centre(self, mask: torch.Tensor) -> torch.Tensor:
         """Return the mean feature ``(d,)`` of the pixels in ``mask`` ``(P,)``, of unit length."""
-        maps = self.features.detach().flatten(2)
-        total = torch.einsum("ndp,np->d", maps, mask.view(len(maps), -1).to(maps.dtype))
-        return F.normalize(total, dim=0)
+        return F.normalize(mask.to(self.detached.dtype) @ self.detached, dim=0)
 
 
 class CertaintyContrast:
@@ -142,8 +138,8 @@ class CertaintyContrast:
 
     def _pixels(self, branches: Sequence[Branch], labelled: torch.Tensor, scale: str) -> Pixels:
         """Return classes, distributions and certainty of all pixels at a scale."""
-        features = torch.cat([branch.projected[scale] for branch in branches]).float()
-        size = (features.shape[2], features.shape[3])
+        features = BranchPixels(branches, scale)
+        size, detached = features.size, features.all().float()
         with torch.no_grad():
             maps, classes = zip(*(self._teaching(b, labelled) for b in branches), strict=True)
             probabilities = _resized(torch.cat(maps), size).movedim(1, -1).flatten(0, 2)
@@ -151,7 +147,7 @@ class CertaintyContrast:
             of_labelled = labelled.repeat(len(branches))[:, None, None].expand(-1, *size).flatten()
             entropy = -(probabilities * (probabilities + SMALL).log()).sum(1)
             certain = of_labelled | (entropy <= self._threshold(entropy[~of_labelled]))
-        return Pixels(features, flat, probabilities, of_labelled, certain)
+        return Pixels(features, detached, flat, probabilities, of_labelled, certain)
 
     def _teaching(
         self, branch: Branch, labelled: torch.Tensor
@@ -182,27 +178,28 @@ class CertaintyContrast:
                 continue
             losses.append(
                 prototype_contrast(
-                    pixels.at(_some(found, self.num_anchors)),
+                    pixels.features.at(_some(found, self.num_anchors)),
                     pixels.centre(mask),
                     keys,
                     key_classes=key_classes if self.balanced else None,
                     temperature=self.temperature,
                 )
             )
-        return torch.stack(losses).mean() if losses else pixels.features.sum() * 0.0
+        nothing = pixels.features.at(pixels.classes.new_empty(0)).sum()
+        return torch.stack(losses).mean() if losses else nothing
 
     def _keys(self, pixels: Pixels, scale: str, value: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return negatives of a class and their classes, after this batch's went into the bank."""
         found = self._negatives(pixels, value).nonzero()[:, 0]
         if not self.bank_size:
             chosen = _some(found, self.num_keys)
-            return pixels.at(chosen).detach(), pixels.classes[chosen]
+            return pixels.detached[chosen], pixels.classes[chosen]
         bank = self.banks.get(scale)
         if bank is None:
-            dimension = pixels.features.shape[1]
+            dimension = pixels.detached.shape[1]
             bank = self.banks[scale] = FeatureBank(self.num_classes, self.bank_size, dimension)
         chosen = _some(found, round(PUSH_SHARE * self.bank_size))
-        bank.push(value, pixels.at(chosen), pixels.classes[chosen])
+        bank.push(value, pixels.detached[chosen], pixels.classes[chosen])
         return bank.draw(value, self.num_keys)
 
     def _negatives(self, pixels: Pixels, value: int) -> torch.Tensor:

@@ -18,9 +18,9 @@ class DualNetwork(nn.Module):
     """A pair of students, in training both at once and in evaluation the one that is deployed.
 
     In training mode the forward returns ``{"logits": (l1, l2), "taps": (t1, t2)}`` and, with
-    projectors, ``"projected": {scale: (p1, p2)}``; in evaluation mode one tensor ``(B, C, H, W)``
-    of logits, and only the students that it needs run. The keys of the state are ``first.*``,
-    ``second.*`` and ``projectors.*``.
+    projectors, ``"projected": {scale: (p1, p2)}`` (`Projected`); in evaluation mode one tensor
+    ``(B, C, H, W)`` of logits, and only the students that it needs run. The keys of the state are
+    ``first.*``, ``second.*`` and ``projectors.*``.
 
     Args:
         first: First student (the CNN, in the papers).

@@ -6,7 +6,7 @@ segmentation", BMVC 2023 (https://arxiv.org/abs/2306.14293).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,6 +14,41 @@ from torch.nn import functional as F
 
 from medseg_kit.networks.taps import Student, Taps
 from medseg_kit.typing import UserError
+
+
+class Projected:
+    """A tap in the contrastive space; only the pixels that a loss asks for are projected.
+
+    A projector works pixel by pixel, so projecting some pixels gives what projecting the whole map
+    gives at their places. The contrastive losses look at a small share of the pixels.
+
+    Args:
+        tap: ``(B, c, h, w)``.
+        project: The projector, of ``(B, c, h, w)`` to ``(B, out, h, w)``.
+    """
+
+    def __init__(self, tap: torch.Tensor, project: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.tap = tap
+        self.project = project
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the map."""
+        return self.tap.shape[2], self.tap.shape[3]
+
+    def maps(self) -> torch.Tensor:
+        """Return the features of all pixels, ``(B, out, h, w)`` of unit length."""
+        return F.normalize(self.project(self.tap), dim=1)
+
+    def pixels(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the features of some pixels, ``(n, out)`` of unit length.
+
+        Args:
+            index: Flat indices into ``B x h x w``, ``(n,)``; n is at least 1.
+        """
+        chosen = self.tap.permute(0, 2, 3, 1).flatten(0, 2)[index]
+        features = self.project(chosen.t()[None, :, None])  # (1, out, 1, n)
+        return F.normalize(features[0, :, 0].t(), dim=1)
 
 
 class Projectors(nn.Module):
@@ -54,16 +89,12 @@ class Projectors(nn.Module):
         )
         self.shared = nn.ModuleDict({s: nn.Conv2d(hidden, out, kernel_size=1) for s in scales})
 
-    def forward(self, taps_a: Taps, taps_b: Taps) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Project the taps ``(B, c, h, w)`` of both students.
-
-        Returns:
-            For each scale a pair ``(B, out, h, w)`` of unit length over the channels.
-        """
+    def forward(self, taps_a: Taps, taps_b: Taps) -> dict[str, tuple[Projected, Projected]]:
+        """Return the taps ``(B, c, h, w)`` of both students, ready to be projected, by scale."""
         return {
             scale: (
-                F.normalize(self.shared[scale](self.first[scale](taps_a[scale])), dim=1),
-                F.normalize(self.shared[scale](self.second[scale](taps_b[scale])), dim=1),
+                Projected(taps_a[scale], nn.Sequential(self.first[scale], self.shared[scale])),
+                Projected(taps_b[scale], nn.Sequential(self.second[scale], self.shared[scale])),
             )
             for scale in self.scales
         }

@@ -7,17 +7,16 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from medseg_kit.networks.projectors import ChannelNorm
+from medseg_kit.networks.projectors import ChannelNorm, Projected
 from medseg_kit.networks.taps import Student
 
 
 class SingleNetwork(nn.Module):
     """A student with a projector a scale; what `DualNetwork` is for two.
 
-    In training mode the forward returns ``{"logits", "taps", "projected": {scale: (B, out, h,
-    w)}}``, in evaluation mode the student's logits. The keys of the state are ``student.*`` (what
+    In training mode the forward returns ``{"logits", "taps", "projected": {scale: Projected}}``, in
+    evaluation mode the student's logits. The keys of the state are ``student.*`` (what
     is deployed) and ``projectors.*``.
 
     Args:
@@ -48,8 +47,7 @@ class SingleNetwork(nn.Module):
             return self.student(image)
         logits, taps = cast("Student", self.student).forward_features(image)
         projected = {
-            scale: F.normalize(projector(taps[scale]), dim=1)
-            for scale, projector in self.projectors.items()
+            scale: Projected(taps[scale], projector) for scale, projector in self.projectors.items()
         }
         return {"logits": logits, "taps": taps, "projected": projected}
 

@@ -6,6 +6,7 @@ import torch
 from medseg_kit.engines.semi_supervised import Branch
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
 from medseg_kit.methods.mcsc_v2 import CertaintyContrast
+from medseg_kit.networks.projectors import Projected
 from tests.methods.slice_training import CLASSES, make_batch, pair, train
 
 SCALES = ("full", "eighth")
@@ -18,7 +19,7 @@ def make(**options):
 
 
 def branch(probabilities, target):
-    features = torch.nn.functional.normalize(torch.randn(len(target), 4, 8, 8), dim=1)
+    features = Projected(torch.randn(len(target), 4, 8, 8), torch.nn.Identity())
     return Branch(probabilities.log(), target, probabilities, projected={"full": features})
 
 

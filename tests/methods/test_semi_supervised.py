@@ -182,9 +182,9 @@ def test_mean_teacher__its_teacher_may_be_the_second_branch(labelled, unlabelled
     network = SingleNetwork(unet(), ("full", "eighth"), 8, 4)
     step = MeanTeacherStep(total_steps=10, teacher_branch=True)
     student, teacher = branches_of(step, network, make_batch(labelled, unlabelled))
-    assert student.projected["eighth"].shape == teacher.projected["eighth"].shape
-    assert student.projected["full"].requires_grad
-    assert not teacher.projected["full"].requires_grad
+    assert student.projected["eighth"].maps().shape == teacher.projected["eighth"].maps().shape
+    assert student.projected["full"].maps().requires_grad
+    assert not teacher.projected["full"].maps().requires_grad
     assert not teacher.logits.requires_grad
     pseudo = student.target[labelled:]
     assert torch.equal(pseudo, teacher.logits[labelled:].argmax(1))

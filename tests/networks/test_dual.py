@@ -30,7 +30,8 @@ def test_train__returns_logits_taps_and_projections_of_both():
     assert [logits.shape for logits in result["logits"]] == [(2, 3, 32, 32)] * 2
     assert [set(taps) for taps in result["taps"]] == [{"full", "quarter", "eighth"}] * 2
     for scale, side in {"full": 32, "quarter": 8, "eighth": 4}.items():
-        for projected in result["projected"][scale]:
+        for each in result["projected"][scale]:
+            projected = each.maps()
             assert projected.shape == (2, 4, side, side)
             torch.testing.assert_close(projected.norm(dim=1), torch.ones(2, side, side))
 
@@ -44,7 +45,9 @@ def test_gradient__reaches_every_parameter():
     network = pair().train()
     result = network(torch.randn(2, 1, 32, 32))
     total = sum(logits.square().sum() for logits in result["logits"])
-    total = total + sum(a[:, 0].sum() + b[:, 0].sum() for a, b in result["projected"].values())
+    total = total + sum(
+        a.maps()[:, 0].sum() + b.maps()[:, 0].sum() for a, b in result["projected"].values()
+    )
     total.backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
