@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from medseg_kit.data.findings import Finding
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - the options of a command line
     name: str,
     *,
     source: str,
@@ -19,6 +19,7 @@ def prepare(
     view: str | None = None,
     split: str | None = None,
     sites: str | None = None,
+    label_map: str | None = None,
     allow: str = "",
     overwrite: bool = False,
 ) -> int:
@@ -34,6 +35,8 @@ def prepare(
         view: Organs and their numbering, as named in the manifest.
         split: Division into training, validation and test, as named in the manifest.
         sites: Division of training and validation cases among sites, as named in the manifest.
+        label_map: What the raw label values of this copy mean, where the manifest does not say it,
+            for example "1:aorta,2:gallbladder".
         allow: Findings to treat as warnings, separated by commas, for example grid-affine.
         overwrite: Replace OUT.
 
@@ -41,10 +44,12 @@ def prepare(
         0, or 1 when a check failed and nothing was written.
     """
     from medseg_kit.data.findings import DataProblemsError, Finding
+    from medseg_kit.data.label_map import parse_label_map
     from medseg_kit.data.plan import make_plan
     from medseg_kit.data.prepare import prepare_dataset
 
-    plan = make_plan(name, source=source, view=view, split=split, sites=sites)
+    meaning = None if label_map is None else parse_label_map(label_map)
+    plan = make_plan(name, source=source, view=view, split=split, sites=sites, label_map=meaning)
     try:
         report = prepare_dataset(plan, out, allow=_kinds(allow), overwrite=overwrite, progress=True)
     except DataProblemsError as error:
@@ -54,6 +59,7 @@ def prepare(
     print(f"{out}: {counts}")
     for site, content in report["sites"].items():
         counts = f"{content['training']} training, {content['validation']} validation"
+        counts += f", {len(content['labelled'])} labelled subjects"
         print(f"  sites/{site} ({', '.join(content['organs'])}): {counts}")
     return 0
 

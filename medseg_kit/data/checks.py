@@ -77,24 +77,39 @@ def check_pair(
     return pair
 
 
-def duplicate_findings(images: Iterable[tuple[str, str, str | None]]) -> list[Finding]:
+@dataclass(frozen=True)
+class ImageContent:
+    """What `duplicate_findings` compares: an image's subject, section, file and content hash."""
+
+    subject: str
+    section: str
+    file: str
+    content: str | None  # None where the file was unreadable
+
+
+def duplicate_findings(images: Iterable[ImageContent]) -> list[Finding]:
     """Find images of different subjects with the same voxel values.
 
     Args:
-        images: Subject, file and content hash (None where unreadable) of each image.
+        images: All images.
 
     Returns:
-        One finding for each image that repeats an earlier one of another subject.
+        One finding for each image that repeats an earlier one of another subject; it is worse
+        where the two stand in different sections.
     """
-    first: dict[str, tuple[str, str]] = {}
+    first: dict[str, ImageContent] = {}
     findings = []
-    for subject, file, content in images:
-        if content is None:
+    for image in images:
+        if image.content is None:
             continue
-        other, other_file = first.setdefault(content, (subject, file))
-        if other != subject:
-            message = f"same voxel values as {other_file} (subject {other}); remove one of the two"
-            findings.append(Finding(file, "duplicate-image", message))
+        other = first.setdefault(image.content, image)
+        if other.subject != image.subject:
+            leaked = other.section != image.section
+            message = f"same voxel values as {other.file} (subject {other.subject})"
+            if leaked:
+                message += f", {image.section} repeats {other.section}"
+            kind = "leaked-image" if leaked else "duplicate-image"
+            findings.append(Finding(image.file, kind, f"{message}; remove one of the two"))
     return findings
 
 

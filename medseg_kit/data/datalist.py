@@ -13,6 +13,7 @@ from medseg_kit.typing import PathLike, UserError
 
 DATALIST_NAME = "datalist.json"
 SECTIONS = ("training", "validation", "test")
+SUPPORT = "support"  # training cases that are support scans of one-shot segmentation
 FILE_KEYS = ("image", "label", "registered_label", "superpixels")
 SCHEMA_VERSION = 1
 MAX_FILES_NAMED = 5
@@ -124,7 +125,8 @@ def load_datalist(
 
     Args:
         dataset_dir: Folder of a prepared data set, or of one site.
-        section: ``training``, ``validation`` or ``test``.
+        section: ``training`` (without the support scans of one-shot segmentation), ``support``,
+            ``validation`` or ``test``.
         organs: Organs of the network; label value ``i + 1`` must be ``organs[i]``. Data that
             annotate none of its further organs also serve a network of its first organs.
         required: Whether an empty section is an error.
@@ -139,19 +141,30 @@ def load_datalist(
         UserError: When the folder, the list or a file is missing, the section is unknown, or
             empty though required, or the label values of the data do not mean `organs`.
     """
-    if section not in SECTIONS:
-        raise UserError(f"section {section!r} is unknown; choose one of {', '.join(SECTIONS)}")
+    known = (*SECTIONS, SUPPORT)
+    if section not in known:
+        raise UserError(f"section {section!r} is unknown; choose one of {', '.join(known)}")
     folder = Path(dataset_dir).absolute()
     datalist = read_datalist(folder)
     _check_organs(datalist, organs, folder)
-    if required and not datalist[section]:
-        filled = [f"{s} ({len(datalist[s])})" for s in SECTIONS if datalist[s]] or ["none"]
+    chosen = _section(datalist, section)
+    if required and not chosen:
+        sizes = {name: len(_section(datalist, name)) for name in known}
+        filled = [f"{name} ({size})" for name, size in sizes.items() if size] or ["none"]
         raise UserError(
             f"{folder / DATALIST_NAME} has no {section} cases; filled are {', '.join(filled)}"
         )
-    cases = [_load_case(case, datalist, folder, organs) for case in datalist[section]]
+    cases = [_load_case(case, datalist, folder, organs) for case in chosen]
     _check_files(cases, folder)
     return cases
+
+
+def _section(datalist: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
+    """Return the cases of a section; support scans stand among the training cases of the file."""
+    if section not in ("training", SUPPORT):
+        return list(datalist[section])
+    wanted = section == SUPPORT
+    return [case for case in datalist["training"] if case.get("support", False) == wanted]
 
 
 def annotated_organs(dataset_dir: PathLike, organs: Sequence[str]) -> list[str]:

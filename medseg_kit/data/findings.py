@@ -27,7 +27,8 @@ ALLOWABLE = {
     "laterality": "an organ of the right side lies left of its partner: mirrored data",
     "stored-range": "intensities cannot be what the manifest says",
     "constant-image": "all voxels are equal",
-    "duplicate-image": "two subjects have the same voxel values",
+    "duplicate-image": "two subjects of a section have the same voxel values",
+    "leaked-image": "two subjects of different sections have the same voxel values",
     "missing-subject": "a subject that a split or a site lists is not there",
 }
 WARNING = {

@@ -133,7 +133,8 @@ def _parse_sections(content: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _parse_split(content: Mapping[str, Any]) -> Split:
     if content["rule"] == "listed":
-        return Split("listed", sections=_parse_sections(content))
+        sections = _parse_sections(content)
+        return Split("listed", sections=sections, support=content.get("support", 0))
     counts = {section: content[section] for section in ("validation", "test")}
     return Split(content["rule"], counts=counts, seed=content.get("seed", 0))
 
@@ -142,7 +143,10 @@ def _parse_setting(content: Mapping[str, Any]) -> SiteSetting:
     blocks = "partition" in content
     members = {
         name: SiteRule(
-            tuple(rule["organs"]), None if blocks else _parse_sections(rule), rule.get("labelled")
+            tuple(rule["organs"]),
+            None if blocks else _parse_sections(rule),
+            labelled=rule.get("labelled"),
+            support=rule.get("support", 0),
         )
         for name, rule in content["members"].items()
     }

@@ -41,12 +41,22 @@ class View:
 
 @dataclass(frozen=True)
 class Split:
-    """How subjects are divided; see `medseg_kit.data.splits`."""
+    """How subjects are divided; see `medseg_kit.data.splits`.
+
+    Attributes:
+        rule: Name of the rule.
+        sections: Subjects by section, where they are listed.
+        counts: Number of validation and test subjects, where they are not.
+        seed: Seed of the rule.
+        support: Number of training subjects, the first that are there, that are support scans of
+            one-shot segmentation: known by their label, never trained on.
+    """
 
     rule: str
     sections: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
+    support: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,11 +68,13 @@ class SiteRule:
         sections: Subjects by section, or None where the sites are blocks of equal size.
         labelled: Number of training subjects, from the first, that the site has labelled; all of
             them if None.
+        support: Number of its training subjects, the first that are there, that are support scans.
     """
 
     organs: tuple[str, ...]
     sections: Mapping[str, tuple[str, ...]] | None
     labelled: int | None = None
+    support: int = 0
 
 
 @dataclass(frozen=True)

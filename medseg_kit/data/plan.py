@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medseg_kit.data.datalist import SECTIONS
 from medseg_kit.data.findings import Finding
+from medseg_kit.data.label_map import with_label_map
 from medseg_kit.data.manifest import load_dataset_manifest, load_manifest
 from medseg_kit.data.manifest_types import Collection, Manifest, View, choose
-from medseg_kit.data.readers import RawCase, find_root, read_cases
-from medseg_kit.data.splits import Sections, hidden_subjects, site_subjects, split_subjects
+from medseg_kit.data.readers import RawCase, find_root
+from medseg_kit.data.sources import RawSource
+from medseg_kit.data.splits import (
+    Sections,
+    hidden_subjects,
+    site_subjects,
+    split_subjects,
+    support_subjects,
+)
 from medseg_kit.typing import PathLike, UserError
 
 
@@ -29,6 +37,7 @@ class PlannedCase:
         site: Site that holds the case, or None.
         annotated: Organs that the label of the whole set annotates.
         labelled: Whether its site has the label; the whole set always does.
+        support: Whether it is a support scan of one-shot segmentation, never trained on.
     """
 
     raw: RawCase
@@ -39,6 +48,7 @@ class PlannedCase:
     site: str | None
     annotated: tuple[str, ...]
     labelled: bool = True
+    support: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,48 +72,6 @@ class Plan:
     choices: Mapping[str, str | None]
 
 
-@dataclass
-class _Source:
-    """The cases of one raw data set, by subject, and what is missing among them."""
-
-    root: Path
-    manifest: Manifest
-    cases: dict[str, list[RawCase]] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, manifest: Manifest, source: Path) -> _Source:
-        result = cls(find_root(source, manifest.folders), manifest)
-        for case in read_cases(result.root, manifest.layout):
-            result.cases.setdefault(case.subject, []).append(case)
-        found, published = len(result.cases), manifest.num_subjects
-        if found != published:
-            message = f"{found} labelled subjects found, the published set has {published}"
-            result.findings.append(Finding(manifest.name, "incomplete-set", message))
-        return result
-
-    def missing(self, subjects: Sequence[str], where: str) -> None:
-        """Note the listed subjects that are not there."""
-        self.findings += [
-            Finding(f"{self.manifest.name}/{subject}", "missing-subject", f"{where} lists it")
-            for subject in subjects
-            if subject not in self.cases
-        ]
-
-    def unused(self, subjects: Sequence[str], where: str) -> None:
-        """Note the subjects that are there and not used."""
-        self.findings += [
-            Finding(f"{self.manifest.name}/{subject}", "unlisted-subject", f"{where} leaves it out")
-            for subject in sorted(set(self.cases) - set(subjects))
-        ]
-
-    def plan(
-        self, subject: str, section: str, view: View, site: str | None, organs: Sequence[str]
-    ) -> Iterator[PlannedCase]:
-        for raw in self.cases.get(subject, []):
-            yield PlannedCase(raw, self.root, self.manifest, view, section, site, tuple(organs))
-
-
 def make_plan(
     name: PathLike,
     *,
@@ -111,6 +79,7 @@ def make_plan(
     view: str | None = None,
     split: str | None = None,
     sites: str | None = None,
+    label_map: Mapping[int, str] | None = None,
 ) -> Plan:
     """Decide which raw case goes to which section and site.
 
@@ -121,6 +90,8 @@ def make_plan(
         split: Division into training, validation and test; the manifest's default if None.
         sites: Setting that divides the training and validation cases among sites; none if None. A
             collection is always divided, by default as its manifest says.
+        label_map: Raw label value to organ, for a copy that numbers them in its own way; the
+            manifest's numbering if None. See `medseg_kit.data.label_map`.
 
     Returns:
         The plan.
@@ -131,31 +102,46 @@ def make_plan(
     """
     manifest = load_manifest(name)
     if isinstance(manifest, Collection):
-        if view or split:
-            raise UserError(f"{manifest.name} fixes view and split; choose only its sites setting")
+        if view or split or label_map:
+            raise UserError(
+                f"{manifest.name} fixes view and split and takes no label map; choose only its"
+                " sites setting"
+            )
         return _plan_collection(manifest, Path(source), sites or manifest.default_sites)
-    return _plan_dataset(manifest, Path(source), view=view, split=split, sites=sites)
+    return _plan_dataset(
+        manifest, Path(source), view=view, split=split, sites=sites, label_map=label_map
+    )
 
 
 def _plan_dataset(
-    manifest: Manifest, source: Path, *, view: str | None, split: str | None, sites: str | None
+    manifest: Manifest,
+    source: Path,
+    *,
+    view: str | None,
+    split: str | None,
+    sites: str | None,
+    label_map: Mapping[int, str] | None,
 ) -> Plan:
     setting = choose("sites setting", sites, manifest.sites, manifest.name) if sites else None
     view_name = _agree("view", view, setting and setting.view, manifest.default_view)
     split_name = _agree("split", split, setting and setting.split, manifest.default_split)
-    chosen_view: View = choose("view", view_name, manifest.views, manifest.name)
+    choose("view", view_name, manifest.views, manifest.name)
+    if label_map:
+        manifest = with_label_map(manifest, view_name, label_map)
+    chosen_view = manifest.views[view_name]
     chosen_split = choose("split", split_name, manifest.splits, manifest.name)
-    raw = _Source.read(manifest, source)
+    raw = RawSource.read(manifest, source)
     for section, subjects in chosen_split.sections.items():
         raw.missing(subjects, f"split {split_name} ({section})")
     sections = split_subjects(sorted(raw.cases), chosen_split)
     sites_of = site_subjects(sections, setting) if setting else {}
     hidden = hidden_subjects(sites_of, setting) if setting else set()
+    supports = support_subjects(sections, chosen_split, sites_of, setting)
     holders = _holders(sections, sites_of)
     cases = [
-        replace(case, labelled=subject not in hidden)
+        replace(case, labelled=subject not in hidden, support=subject in supports)
         for subject, (section, site) in holders.items()
-        for case in raw.plan(subject, section, chosen_view, site, chosen_view.annotated)
+        for case in _planned(raw, subject, section, chosen_view, site, chosen_view.annotated)
     ]
     raw.unused(list(holders), f"sites setting {sites}" if setting else f"split {split_name}")
     return Plan(
@@ -164,14 +150,19 @@ def _plan_dataset(
         sites={name: rule.organs for name, rule in setting.members.items()} if setting else {},
         allow=manifest.allow,
         findings=raw.findings,
-        choices={"view": view_name, "split": split_name, "sites": sites},
+        choices={
+            "view": view_name,
+            "split": split_name,
+            "sites": sites,
+            "label_map": None if label_map is None else str(dict(label_map)),
+        },
     )
 
 
 def _plan_collection(collection: Collection, source: Path, sites: str) -> Plan:
     names = choose("sites setting", sites, collection.sites, collection.name)
     members = {name: collection.members[name] for name in names}
-    sources: list[_Source] = []
+    sources: list[RawSource] = []
     cases: list[PlannedCase] = []
     view = None
     for site, member in members.items():
@@ -180,7 +171,7 @@ def _plan_collection(collection: Collection, source: Path, sites: str) -> Plan:
             raise UserError(
                 f"{source} holds none of the folders {list(manifest.folders)} for {site}"
             )
-        raw = _Source.read(manifest, source)
+        raw = RawSource.read(manifest, source)
         view = choose("view", collection.view, manifest.views, manifest.name)
         split = choose("split", member.split, manifest.splits, manifest.name)
         if unknown := set(member.organs) - set(view.annotated):
@@ -189,7 +180,7 @@ def _plan_collection(collection: Collection, source: Path, sites: str) -> Plan:
             )
         for section, subjects in split_subjects(sorted(raw.cases), split).items():
             for subject in subjects:
-                cases += raw.plan(subject, section, view, site, member.organs)
+                cases += _planned(raw, subject, section, view, site, member.organs)
         sources.append(raw)
     if view is None:
         raise AssertionError("unreachable: the schema asks for at least one member")
@@ -200,8 +191,20 @@ def _plan_collection(collection: Collection, source: Path, sites: str) -> Plan:
         sites={name: member.organs for name, member in members.items()},
         allow={kind: reason for m in manifests for kind, reason in m.allow.items()},
         findings=[finding for raw in sources for finding in raw.findings],
-        choices={"view": collection.view, "split": None, "sites": sites},
+        choices={"view": collection.view, "split": None, "sites": sites, "label_map": None},
     )
+
+
+def _planned(
+    source: RawSource,
+    subject: str,
+    section: str,
+    view: View,
+    site: str | None,
+    organs: Sequence[str],
+) -> Iterator[PlannedCase]:
+    for raw in source.cases.get(subject, []):
+        yield PlannedCase(raw, source.root, source.manifest, view, section, site, tuple(organs))
 
 
 def _agree(kind: str, asked: str | None, fixed: str | None, default: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from medseg_kit.data.checks import Expected, check_pair, duplicate_findings
+from medseg_kit.data.checks import Expected, ImageContent, check_pair, duplicate_findings
 from medseg_kit.data.datalist import DATALIST_NAME, write_datalist
 from medseg_kit.data.findings import (
     DataProblemsError,
@@ -98,7 +98,9 @@ def prepare_dataset(
         done = _process_cases(plan, folder, progress=progress)
         findings = [*plan.findings, *(finding for case in done for finding in case.findings)]
         findings += duplicate_findings(
-            (case.raw.subject, _relative(case.raw.image, case.root), one.content)
+            ImageContent(
+                case.raw.subject, case.section, _relative(case.raw.image, case.root), one.content
+            )
             for case, one in zip(plan.cases, done, strict=True)
         )
         errors, warnings = separate(findings, allowed)

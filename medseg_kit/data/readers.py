@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medseg_kit.data.stacks import DICOM_FOLDER
 from medseg_kit.typing import UserError
 
 NIFTI_SUFFIX = ".nii.gz"
@@ -157,17 +158,70 @@ def _info_frames(path: Path) -> dict[str, int] | None:
     return frames
 
 
+def read_flare(root: Path) -> list[RawCase]:
+    """FLARE22: ``images/FLARE22_Tr_0001_0000.nii.gz`` with ``labels/FLARE22_Tr_0001.nii.gz``."""
+    return [
+        RawCase(
+            case.subject,
+            case.image.with_name(f"{case.subject}_0000{NIFTI_SUFFIX}"),
+            case.label,
+        )
+        for case in _pair_folders(root / "labels", root / "labels")
+    ]
+
+
+def read_pairs(root: Path) -> list[RawCase]:
+    """Any data set as ``images/ID.nii.gz`` with ``labels/ID.nii.gz``."""
+    return _pair_folders(root / "images", root / "labels")
+
+
+def read_chaos_t2(root: Path) -> list[RawCase]:
+    """CHAOS MR, T2-SPIR: ``1/T2SPIR/DICOM_anon`` with ``1/T2SPIR/Ground``."""
+    return _chaos(root, "T2SPIR", DICOM_FOLDER, "")
+
+
+def read_chaos_t1_in(root: Path) -> list[RawCase]:
+    """CHAOS MR, T1 in phase: ``1/T1DUAL/DICOM_anon/InPhase`` with ``1/T1DUAL/Ground``."""
+    return _chaos(root, "T1DUAL", f"{DICOM_FOLDER}/InPhase", "_t1in")
+
+
+def read_chaos_t1_out(root: Path) -> list[RawCase]:
+    """CHAOS MR, T1 out of phase: ``1/T1DUAL/DICOM_anon/OutPhase`` with ``1/T1DUAL/Ground``."""
+    return _chaos(root, "T1DUAL", f"{DICOM_FOLDER}/OutPhase", "_t1out")
+
+
+def _chaos(root: Path, sequence: str, images: str, suffix: str) -> list[RawCase]:
+    """List the patients by number, as ``chaos_01`` and so on; one without labels is left out."""
+    numbers = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
+    folders = {number: root / str(number) / sequence for number in numbers}
+    return [
+        RawCase(f"chaos_{number:02d}{suffix}", folder / images, folder / "Ground")
+        for number, folder in folders.items()
+        if (folder / "Ground").is_dir()
+    ]
+
+
 READERS: Mapping[str, Callable[[Path], list[RawCase]]] = {
     "msd": read_msd,
     "btcv": read_btcv,
     "kits": read_kits,
     "acdc": read_acdc,
+    "flare": read_flare,
+    "pairs": read_pairs,
+    "chaos_t2": read_chaos_t2,
+    "chaos_t1_in": read_chaos_t1_in,
+    "chaos_t1_out": read_chaos_t1_out,
 }
 LAYOUT_HELP: Mapping[str, str] = {
     "msd": "imagesTr/NAME.nii.gz with labelsTr/NAME.nii.gz",
     "btcv": "img/img0001.nii.gz with label/label0001.nii.gz",
     "kits": "case_00000/imaging.nii.gz with case_00000/segmentation.nii.gz",
     "acdc": "patient001/patient001_frame01.nii.gz with patient001/patient001_frame01_gt.nii.gz",
+    "flare": "images/FLARE22_Tr_0001_0000.nii.gz with labels/FLARE22_Tr_0001.nii.gz",
+    "pairs": "images/ID.nii.gz with labels/ID.nii.gz",
+    "chaos_t2": "1/T2SPIR/DICOM_anon/*.dcm with 1/T2SPIR/Ground/*.png",
+    "chaos_t1_in": "1/T1DUAL/DICOM_anon/InPhase/*.dcm with 1/T1DUAL/Ground/*.png",
+    "chaos_t1_out": "1/T1DUAL/DICOM_anon/OutPhase/*.dcm with 1/T1DUAL/Ground/*.png",
 }
 
 

@@ -63,6 +63,8 @@ def build_datalist(plan: Plan, folder: Path, site: str | None) -> dict[str, Any]
         if site is not None and not case.labelled:
             del entry["label"]
             entry["labelled"] = False
+        if case.support:
+            entry["support"] = True
         if case.raw.frame:
             entry["frame"] = case.raw.frame
         if site is None and set(case.annotated) != set(annotated):

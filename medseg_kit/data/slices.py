@@ -12,7 +12,7 @@ import torch
 from monai.utils.enums import CommonKeys
 from torch.utils.data import Dataset
 
-from medseg_kit.data.budgets import Budget, case_key, labelled_flags
+from medseg_kit.data.budgets import Budget, case_key, labelled_flags, labelled_slices
 from medseg_kit.data.slice_store import SliceStore, build_store
 from medseg_kit.data.volume_slices import VolumeSlices
 from medseg_kit.transforms.pipelines import volume_preprocessing
@@ -39,7 +39,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             Fixed codes ("RAS") keep left and right apart when files differ.
         interpolation: How images are resized, "linear" or "nearest" (the papers' zoom of order
             0); the same as `SliceInferer`'s. Labels are always resized "nearest".
-        labelled: Label budget, see `labelled_flags`.
+        labelled: Label budget, see `labelled_flags` and `labelled_slices`.
         registered_labels: Folder with one registered label ``<case>.nii.gz`` a volume on its
             grid (`medseg register`), where there is one; else the cases' ``registered_label``.
         cache_dir: Folder that keeps the slices for the next run, by the hash of all inputs; the
@@ -68,6 +68,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise UserError("the list of volumes is empty; check the data set folder")
         self.cases = [dict(case) for case in data]
         self.case_keys = [case_key(case) for case in self.cases]
+        self.budget = labelled
         self.case_labelled = labelled_flags(self.cases, labelled)
         _check_annotated(self.cases, self.case_labelled)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
@@ -89,7 +90,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
     @functools.cached_property
     def labelled(self) -> torch.Tensor:
         """Which slices are labelled under the budget, ``(N,)`` bool."""
-        return torch.tensor(self.case_labelled)[self.store.volume]
+        depths = self.store.volume.bincount(minlength=len(self.cases)).tolist()
+        flags: list[bool] = []
+        for case, depth, known in zip(self.cases, depths, self.case_labelled, strict=True):
+            flags += labelled_slices(case, depth, self.budget) if known else [False] * depth
+        return torch.tensor(flags)
 
     def __len__(self) -> int:
         return len(self.store.volume)

@@ -119,6 +119,40 @@ def site_subjects(
     return sites
 
 
+def support_subjects(
+    sections: Mapping[str, Sequence[str]],
+    split: Split,
+    sites: Mapping[str, Sections],
+    setting: SiteSetting | None,
+) -> set[str]:
+    """Name the support scans of one-shot segmentation: of each site, or of the whole split.
+
+    Args:
+        sections: Result of `split_subjects`.
+        split: Rule of the manifest.
+        sites: Result of `site_subjects`; empty without sites.
+        setting: Sites of the manifest, or None.
+
+    Returns:
+        The first training subjects that are there, as many as the rule says.
+
+    Raises:
+        UserError: When no training subject would be left beside the support.
+    """
+    if setting is None:
+        groups = {"the split": (sections["training"], split.support)}
+    else:
+        rules = setting.members.items()
+        groups = {name: (sites[name]["training"], rule.support) for name, rule in rules}
+    for name, (training, number) in groups.items():
+        if number and len(training) <= number:
+            raise UserError(
+                f"{name} has {len(training)} training scan(s) and sets aside {number} as support:"
+                " nothing is left to train on; give more scans"
+            )
+    return {subject for training, number in groups.values() for subject in training[:number]}
+
+
 def hidden_subjects(sites: Mapping[str, Sections], setting: SiteSetting) -> set[str]:
     """Name the training subjects whose labels their site does not have.
 

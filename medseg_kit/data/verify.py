@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medseg_kit.data.checks import Expected, check_pair, duplicate_findings
+from medseg_kit.data.checks import Expected, ImageContent, check_pair, duplicate_findings
 from medseg_kit.data.datalist import DATALIST_NAME, SECTIONS, read_datalist
 from medseg_kit.data.findings import Finding, check_allowed, separate
 from medseg_kit.data.records import REPORT_NAME
@@ -26,7 +26,7 @@ class _State:
 
     root: Path
     findings: list[Finding] = field(default_factory=list)
-    images: list[tuple[str, str, str | None]] = field(default_factory=list)
+    images: list[ImageContent] = field(default_factory=list)
     section_of: dict[str, tuple[str, str]] = field(default_factory=dict)
     site_of: dict[str, str] = field(default_factory=dict)
 
@@ -90,7 +90,7 @@ def _verify_set(dataset: Path, state: _State, *, progress: bool) -> None:
     _check_sums(dataset, datalist["sha256"], named, state)
     for section, case in tqdm(cases, unit="case", desc=dataset.name, disable=not progress):
         _check_subject(dataset, section, case, datalist.get("site"), state)
-        _check_case(dataset, case, datalist, state)
+        _check_case(dataset, section, case, datalist, state)
 
 
 def _check_sums(dataset: Path, sums: Mapping[str, str], named: set[str], state: _State) -> None:
@@ -130,7 +130,7 @@ def _check_subject(
 
 
 def _check_case(
-    dataset: Path, case: Mapping[str, Any], datalist: Mapping[str, Any], state: _State
+    dataset: Path, section: str, case: Mapping[str, Any], datalist: Mapping[str, Any], state: _State
 ) -> None:
     known = case.get("annotated", datalist["annotated"])
     labels = {int(v): o for v, o in datalist["labels"].items() if v == "0" or o in known}
@@ -139,4 +139,5 @@ def _check_case(
     pair = check_pair(image, label, Expected(labels), root=state.root)
     state.findings += pair.findings
     content = content_hash(pair.image.array) if pair.image else None
-    state.images.append((case["subject"], image.relative_to(state.root).as_posix(), content))
+    file = image.relative_to(state.root).as_posix()
+    state.images.append(ImageContent(case["subject"], section, file, content))

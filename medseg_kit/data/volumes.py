@@ -17,6 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from medseg_kit.data.manifest_types import StoredIntensity
+from medseg_kit.data.stacks import read_stack
 
 # Largest difference between two affines that counts as rounding, per entry (mm and mm a voxel).
 AFFINE_TOLERANCE = 1e-3
@@ -54,12 +55,14 @@ def read_volume(path: Path, report: Report) -> Volume | None:
     """Read a NIfTI file to its end; report what is wrong and return None where nothing is usable.
 
     Args:
-        path: NIfTI file.
+        path: NIfTI file, or the folder of a DICOM series or of CHAOS's PNG labels.
         report: Called with kind and message of each finding.
 
     Returns:
         The volume, trailing axes of length one removed.
     """
+    if path.is_dir():
+        return _read_folder(path, report)
     if not path.is_file():
         report("missing-file", "the file does not exist; restore it or remove its partner")
         return None
@@ -77,6 +80,18 @@ def read_volume(path: Path, report: Report) -> Volume | None:
     if not _check_geometry(image, report):
         return None
     return Volume(array, np.asarray(image.affine, dtype=np.float64))
+
+
+def _read_folder(folder: Path, report: Report) -> Volume | None:
+    try:
+        array, affine = read_stack(folder)
+    except (RuntimeError, OSError, ValueError) as error:
+        report("unreadable", f"{_one_line(error)}; copy or download the folder again")
+        return None
+    if array.ndim != 3 or 0 in array.shape:
+        report("not-3d", f"the array has shape {array.shape}; a single 3-D volume is needed")
+        return None
+    return Volume(array, affine)
 
 
 def to_unit(array: Array, stored: StoredIntensity, *, intensity: str) -> Array:

@@ -96,3 +96,15 @@ def resize_slices(
 def _matrix(affine: Any) -> np.ndarray:
     """Return the 3 x 3 part of an affine, of the first one if there is a batch of them."""
     return np.asarray(affine, dtype=np.float64).reshape(-1, 4, 4)[0, :3, :3]
+
+
+def voxel_mm(volume: torch.Tensor) -> tuple[float, float, float]:
+    """Return the voxel size of a volume's present grid in mm, ones where it is not known.
+
+    Args:
+        volume: ``(..., H, W, D)``; a `MetaTensor` tells the spacing.
+    """
+    if not isinstance(volume, MetaTensor):
+        return (1.0, 1.0, 1.0)
+    first, second, third = np.linalg.norm(_matrix(volume.affine), axis=0).tolist()
+    return (first, second, third)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from medseg_kit.data.budgets import case_key, check_disjoint, labelled_flags, subject_of
+from medseg_kit.data.budgets import (
+    case_key,
+    check_disjoint,
+    labelled_flags,
+    labelled_slices,
+    subject_of,
+)
 from medseg_kit.typing import UserError
 
 CASES = [
@@ -46,6 +52,18 @@ def test_labelled_flags__monai_label_lists_are_all_labelled() -> None:
 def test_labelled_flags__impossible_budgets(labelled) -> None:
     with pytest.raises(UserError, match="labelled is"):
         labelled_flags(CASES, labelled)
+
+
+def test_labelled_slices__some_slices_of_a_case() -> None:
+    budget = {"099_ED": None, "099_ES": [0, 2]}
+    assert labelled_flags(CASES, budget) == [True, True] + [False] * 6
+    assert labelled_slices(CASES[0], 3, budget) == [True, True, True]
+    assert labelled_slices(CASES[1], 3, budget) == [True, False, True]
+    assert labelled_slices(CASES[1], 3, 1) == [True, True, True]
+    with pytest.raises(UserError, match=r"slices \[2\] of 099_ES, which has 2"):
+        labelled_slices(CASES[1], 2, budget)
+    with pytest.raises(UserError, match=r"names the case.* 007_ED"):
+        labelled_flags(CASES, {"007_ED": None})
 
 
 def test_check_disjoint__names_both() -> None:

@@ -226,9 +226,10 @@ PROBLEMS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda r: change(label_of(r), lambda a: a[::-1]),
         r"\[laterality\] labelsTr/case_1\S*: right part .* lies left of left part",
     ),
-    "duplicate": (
+    "leaked": (
         copy_other_patient,
-        r"\[duplicate-image\] imagesTr/case_1\S*: same voxel values as imagesTr/case_2\S* \(subj",
+        r"\[leaked-image\] imagesTr/case_1\S*: same voxel values as imagesTr/case_2\S* .*"
+        r"validation repeats training",
     ),
     "subject gone": (
         lambda r: (image_of(r).unlink(), label_of(r).unlink()),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from medseg_kit.data.budgets import labelled_flags
 from medseg_kit.data.checks import check_pair
 from medseg_kit.data.datalist import SECTIONS, load_datalist, read_datalist
 from medseg_kit.data.plan import make_plan
 from medseg_kit.data.pooling import load_pooled_datalist
 from medseg_kit.data.prepare import expected_values, prepare_dataset
+from medseg_kit.data.slices import SliceDataset
 from medseg_kit.data.verify import verify_dataset
 
 ORGANS = ["liver", "spleen", "pancreas", "kidneys"]
@@ -92,3 +95,49 @@ def test_btcv__raw_manifest_refuses_the_8_bit_copy(source: Path, tmp_path: Path)
         case.raw.image, case.raw.label, expected_values(case.manifest), root=case.root
     )
     assert [finding.kind for finding in pair.findings] == ["stored-range"]
+
+
+def _slices(cases: list[dict[str, Any]]) -> int:
+    return sum(min(nib.load(case["image"]).shape) for case in cases)
+
+
+@pytest.mark.slow
+def test_acdc__published_counts_slices_and_budgets(source: Path, tmp_path: Path) -> None:
+    organs = ["right ventricle", "myocardium", "left ventricle"]
+    report = prepare_dataset(
+        make_plan("acdc", source=source, sites="three_centres"), tmp_path / "o"
+    )
+    # The shared copy has all training and validation patients, and no spacing.
+    assert (report["cases"]["training"], report["cases"]["validation"]) == (140, 20)
+    assert read_datalist(tmp_path / "o")["spacing"] == "lost"
+    cases = load_datalist(tmp_path / "o", "training", organs=organs)
+    assert _slices(cases) == 1312
+    slices = {
+        number: _slices([c for c, f in zip(cases, labelled_flags(cases, number), strict=True) if f])
+        for number in (1, 3, 7, 14, 21, 28, 35)
+    }
+    assert slices == {1: 32, 3: 68, 7: 136, 14: 256, 21: 396, 28: 512, 35: 664}
+    # the 23 slices of MCSC's code
+    first = {"patient099_ED": None, "patient099_ES": [0, 1, 2, 4, 8, 9, 10]}
+    data = SliceDataset(cases[:2], image_size=16, num_classes=4, labelled=first)
+    assert int(data.labelled.sum()) == 23
+
+
+@pytest.mark.slow
+def test_synapse8__organs_where_they_belong(source: Path, tmp_path: Path) -> None:
+    prepare_dataset(make_plan("btcv_8bit", source=source, view="synapse8"), tmp_path / "out")
+    names = read_datalist(tmp_path / "out")["labels"].values()
+    organs = [name for name in names if name != "background"]
+    cases = load_datalist(tmp_path / "out", "training", organs=organs)
+    assert [case["subject"] for case in cases[:4]] == ["0031", "0007", "0009", "0005"]
+    assert _slices(cases) == 1385
+    data = SliceDataset(
+        cases[:2], image_size=64, num_classes=9, window=[-125, 275], orientation="RAS", labelled=1
+    )
+    # in slices of a RAS volume the rows run from the patient's left to the right
+    rows = {
+        organ: (data.store.labels[data.labelled] == value).nonzero()[:, 1].float().mean()
+        for value, organ in enumerate(organs, start=1)
+    }
+    assert rows["right kidney"] > rows["left kidney"]
+    assert rows["liver"] > rows["spleen"]

@@ -121,6 +121,11 @@ def test_slices__budget_hides_labels(cases) -> None:
     assert data.store.labels[~data.labelled].any()
 
 
+def test_slices__budget_of_single_slices(cases) -> None:
+    data = dataset(cases, labelled={"b_ED": [0, 2]})
+    assert data.labelled.nonzero()[:, 0].tolist() == [0, 2]
+
+
 def test_slices__registered_labels(cases, tmp_path: Path) -> None:
     folder = tmp_path / "registered"
     folder.mkdir()
