@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data check": ("data:check", "repeat the checks of a prepared data set"),
     "data phantoms": ("data:phantoms", "write synthetic patients"),
     "register": ("register:register", "register a data set's volumes and warp labels between them"),
+    "register segment": ("register:segment", "segment by registration alone, the baseline"),
     "federate simulate": ("federate:simulate", "run a federation on this machine"),
     "federate export": ("federate:export", "write an NVIDIA FLARE job for real sites"),
     "study": ("study:study", "run configurations x seeds, resumable, and compare them"),
@@ -101,6 +102,8 @@ def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
         UsageError: For an unknown command or sub-command; names the closest one.
     """
     first, rest = words[0], list(words[1:])
+    if len(words) > 1 and f"{first} {words[1]}" in COMMANDS:
+        return f"{first} {words[1]}", rest[1:]
     if first in COMMANDS:
         return first, rest
     groups = {name.split()[0] for name in COMMANDS if " " in name}
@@ -109,11 +112,8 @@ def find_command(words: Sequence[str]) -> tuple[str, list[str]]:
         raise UsageError(f"unknown command '{first}'{_did_you_mean(first, known)}")
     if not rest or rest[0] in ("-h", "--help"):
         return first, rest
-    name = f"{first} {rest[0]}"
-    if name not in COMMANDS:
-        known = [key.split()[1] for key in COMMANDS if key.startswith(f"{first} ")]
-        raise UsageError(f"unknown command '{name}'{_did_you_mean(rest[0], known)}")
-    return name, rest[1:]
+    known = [key.split()[1] for key in COMMANDS if key.startswith(f"{first} ")]
+    raise UsageError(f"unknown command '{first} {rest[0]}'{_did_you_mean(rest[0], known)}")
 
 
 def load_command(name: str) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ the moving image onto the fixed grid uses it as it is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import SimpleITK
 
 from medseg_kit.typing import UserError
 
+THICK = 2.0  # slices this many times as far apart as pixels keep their number in the pyramid
 METRICS = {
     "mutual_information": "AdvancedMattesMutualInformation",
     "correlation": "AdvancedNormalizedCorrelation",
@@ -23,13 +24,13 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How two volumes are registered.
+class Stages:
+    """What elastix does.
 
     Attributes:
         rigid: A rigid stage before the affine one.
         bspline: Control point spacing in mm of a B-spline stage after it; none if None.
-        metric: "mutual_information" or "correlation".
+        metric: "correlation" or "mutual_information".
         levels: Resolutions.
         iterations: A level.
         samples: Random points an iteration.
@@ -38,7 +39,7 @@ class Settings:
 
     rigid: bool = False
     bspline: float | None = None
-    metric: str = "mutual_information"
+    metric: str = "correlation"
     levels: int = 4
     iterations: int = 200
     samples: int = 2048
@@ -46,37 +47,49 @@ class Settings:
 
 
 def register(
-    fixed: SimpleITK.Image, moving: SimpleITK.Image, settings: Settings
-) -> SimpleITK.Transform:
-    """Return A(fixed, moving): points of the fixed image to points of the moving one.
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, stages: Stages
+) -> tuple[SimpleITK.Transform, int]:
+    """Return A(fixed, moving), points of the fixed image to points of the moving one.
+
+    elastix's parameter maps become SimpleITK transforms of the same parameters: one file format and
+    one resampler for every method, exact (the tests compare points with transformix), and point
+    mapping without ITK's filters.
+
+    Args:
+        fixed: Float volume.
+        moving: Float volume.
+        stages: What to do.
+
+    Returns:
+        The transform, and how many iterations it took.
 
     Raises:
         UserError: For an unknown metric, or when elastix gives up (images that do not overlap).
     """
-    if settings.metric not in METRICS:
-        raise UserError(f"metric {settings.metric!r}: choose one of {sorted(METRICS)}")
+    if stages.metric not in METRICS:
+        raise UserError(f"metric {stages.metric!r}: choose one of {sorted(METRICS)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ITK's wrapping crashes when a warning is an error
-        maps = _run(fixed, moving, settings)
-    stages = [_to_simpleitk(content) for content in maps]
-    if len(stages) == 1:
-        return stages[0]
+        maps = run(fixed, moving, stages)
+    parts = [_to_simpleitk(content) for content in maps]
+    iterations = len(parts) * stages.levels * stages.iterations  # its optimiser uses them all
     # a composite applies its last transform first, elastix its first stage first
-    return SimpleITK.CompositeTransform(stages[::-1])
+    whole = parts[0] if len(parts) == 1 else SimpleITK.CompositeTransform(parts[::-1])
+    return whole, iterations
 
 
-def _run(
-    fixed: SimpleITK.Image, moving: SimpleITK.Image, settings: Settings
-) -> list[Mapping[str, Any]]:
+def run(fixed: SimpleITK.Image, moving: SimpleITK.Image, stages: Stages) -> list[Mapping[str, Any]]:
     """Return the parameter map of each stage."""
     import itk
 
     parameters = itk.ParameterObject.New()
-    for stage in _stages(settings):
-        parameters.AddParameterMap(_parameter_map(parameters, stage, settings))
+    for name in _names(stages):
+        content = _parameter_map(parameters, name, stages)
+        content["ImagePyramidSchedule"] = _pyramid(fixed.GetSpacing(), stages.levels)
+        parameters.AddParameterMap(content)
     method = itk.ElastixRegistrationMethod.New(
-        fixed_image=_to_itk(fixed),
-        moving_image=_to_itk(moving),
+        fixed_image=to_itk(fixed),
+        moving_image=to_itk(moving),
         parameter_object=parameters,
         log_to_console=False,
         number_of_threads=1,
@@ -89,33 +102,40 @@ def _run(
     return [result.GetParameterMap(index) for index in range(result.GetNumberOfParameterMaps())]
 
 
-def _stages(settings: Settings) -> list[str]:
-    stages = ["rigid"] if settings.rigid else []
-    stages.append("affine")
-    return [*stages, "bspline"] if settings.bspline is not None else stages
+def _names(stages: Stages) -> list[str]:
+    names = ["rigid", "affine"] if stages.rigid else ["affine"]
+    return [*names, "bspline"] if stages.bspline is not None else names
 
 
-def _parameter_map(parameters: Any, stage: str, settings: Settings) -> Any:
-    content = parameters.GetDefaultParameterMap(stage, settings.levels)
+def _parameter_map(parameters: Any, name: str, stages: Stages) -> Any:
+    content = parameters.GetDefaultParameterMap(name, stages.levels)
     values = {
-        "Metric": [METRICS[settings.metric]],
-        "MaximumNumberOfIterations": [str(settings.iterations)],
-        "NumberOfSpatialSamples": [str(settings.samples)],
+        "Metric": [METRICS[stages.metric]],
+        "MaximumNumberOfIterations": [str(stages.iterations)],
+        "NumberOfSpatialSamples": [str(stages.samples)],
         "AutomaticTransformInitialization": ["true"],
         "AutomaticTransformInitializationMethod": ["GeometricalCenter"],
-        "RandomSeed": [str(settings.seed + 1)],
+        "RandomSeed": [str(stages.seed + 1)],
         "WriteResultImage": ["false"],
         "ResultImagePixelType": ["float"],
     }
-    if stage == "bspline":
-        values["FinalGridSpacingInPhysicalUnits"] = [str(settings.bspline)]
+    if name == "bspline":
+        values["FinalGridSpacingInPhysicalUnits"] = [str(stages.bspline)]
         values["AutomaticTransformInitialization"] = ["false"]
-    for name, value in values.items():
-        content[name] = value
+    for key, value in values.items():
+        content[key] = value
     return content
 
 
-def _to_itk(image: SimpleITK.Image) -> Any:
+def _pyramid(spacing: Sequence[float], levels: int) -> list[str]:
+    """Return by how much each axis shrinks at each level; thick slices do not."""
+    shrinks = [size < THICK * min(spacing) for size in spacing]
+    factors = [2**level for level in reversed(range(levels))]
+    return [str(factor if shrink else 1) for factor in factors for shrink in shrinks]
+
+
+def to_itk(image: SimpleITK.Image) -> Any:
+    """Return an image with its geometry as ITK's own type."""
     import itk
 
     result = itk.image_from_array(SimpleITK.GetArrayFromImage(image))

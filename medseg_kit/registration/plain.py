@@ -10,19 +10,27 @@ import SimpleITK
 
 from medseg_kit.typing import UserError
 
-SPLINE_SPACING_MM = 24.0
+FACTORS = [1, 2, 4]
 
 
 def register(
-    fixed: SimpleITK.Image, moving: SimpleITK.Image, *, bspline: bool = False, seed: int = 0
-) -> SimpleITK.Transform:
+    fixed: SimpleITK.Image,
+    moving: SimpleITK.Image,
+    *,
+    bspline: float | None = None,
+    seed: int = 0,
+) -> tuple[SimpleITK.Transform, int]:
     """Return A(fixed, moving) from Mattes mutual information and gradient descent.
 
     Args:
         fixed: Float volume.
         moving: Float volume.
-        bspline: A B-spline stage (24 mm, LBFGSB) after the affine one.
+        bspline: Control point spacing in mm of a B-spline stage (LBFGS) after the affine one; none
+            if None.
         seed: Of the random samples.
+
+    Returns:
+        The transform, and the iterations of the last level of each stage.
 
     Raises:
         UserError: If the optimiser gives up.
@@ -41,9 +49,16 @@ def register(
     method.SetInitialTransform(start, inPlace=False)
     try:
         affine = method.Execute(fixed, moving)
-        return _spline(fixed, moving, affine, seed) if bspline else affine
+        iterations = method.GetOptimizerIteration()
+        if bspline is None:
+            return affine, iterations
+        method = _method(seed)
+        method.SetMovingInitialTransform(affine)
+        spline = _spline(fixed, moving, method, bspline)
     except RuntimeError as error:
         raise UserError(f"SimpleITK could not register the pair: {error}") from error
+    both = SimpleITK.CompositeTransform([affine, spline])
+    return both, iterations + method.GetOptimizerIteration()
 
 
 def _method(seed: int) -> SimpleITK.ImageRegistrationMethod:
@@ -59,17 +74,20 @@ def _method(seed: int) -> SimpleITK.ImageRegistrationMethod:
 
 
 def _spline(
-    fixed: SimpleITK.Image, moving: SimpleITK.Image, affine: SimpleITK.Transform, seed: int
+    fixed: SimpleITK.Image,
+    moving: SimpleITK.Image,
+    method: SimpleITK.ImageRegistrationMethod,
+    spacing: float,
 ) -> SimpleITK.Transform:
     extent = [n * s for n, s in zip(fixed.GetSize(), fixed.GetSpacing(), strict=True)]
-    mesh = [max(1, round(length / (4 * SPLINE_SPACING_MM))) for length in extent]
-    method = _method(seed)
-    method.SetMovingInitialTransform(affine)
-    method.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-5, numberOfIterations=100)
+    # the mesh of the first level; the last one is four times as fine
+    mesh = [max(1, round(length / (FACTORS[-1] * spacing))) for length in extent]
+    # LBFGSB fails on a mesh that is refined ("size of scales ... must equal ...", SimpleITK 2.5)
+    method.SetOptimizerAsLBFGS2(solutionAccuracy=1e-5, numberOfIterations=100)
     method.SetInitialTransformAsBSpline(
         SimpleITK.BSplineTransformInitializer(fixed, mesh, order=3),
         inPlace=False,
-        scaleFactors=[1, 2, 4],
+        scaleFactors=FACTORS,
     )
-    spline = method.Execute(fixed, moving)
-    return SimpleITK.CompositeTransform([affine, spline])
+    spline: SimpleITK.Transform = method.Execute(fixed, moving)
+    return spline

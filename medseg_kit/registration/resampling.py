@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK
 
 BINS = 32
-MIN_COVERAGE = 0.2
+HALF = 0.5
 
 
 def warp_image(
@@ -27,9 +27,17 @@ def warp_label(
 
 
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the mutual information of two images in [0, 1], divided by the first one's entropy."""
+    """Return the mutual information of two images in [0, 1], divided by the first one's entropy.
+
+    Args:
+        first: Any shape.
+        second: The same number of values.
+
+    Returns:
+        0 (independent, or the first one constant) to 1 (the second tells the first).
+    """
     counts, _, _ = np.histogram2d(first.ravel(), second.ravel(), BINS, [[0, 1], [0, 1]])
-    joint = counts / counts.sum()
+    joint = counts / max(counts.sum(), 1)
     one, other = joint.sum(1), joint.sum(0)
     held = joint > 0
     information = (joint[held] * np.log(joint[held] / np.outer(one, other)[held])).sum()
@@ -37,24 +45,25 @@ def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     return float(information / entropy) if entropy > 0 else 0.0
 
 
-def cycle(
+def round_trip(
     target: SimpleITK.Image,
     other: SimpleITK.Image,
     there: SimpleITK.Transform,
     back: SimpleITK.Transform,
-) -> tuple[SimpleITK.Image, float]:
-    """Return a volume sent to another's grid and back, and the share that stayed inside both.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a volume sent to another's grid and back, and which voxels stayed inside both.
 
     Args:
         target: Volume v_j.
         other: Volume q.
         there: A(q, j), which resamples j onto q.
         back: A(j, q), which resamples that onto j.
+
+    Returns:
+        The volume and a boolean mask, both as arrays of the target's grid.
     """
-    inside = SimpleITK.Cast(target * 0 + 1, SimpleITK.sitkFloat32)
     returned = warp_image(warp_image(target, other, there), target, back)
-    mask = SimpleITK.Resample(inside, other, there, SimpleITK.sitkLinear, 0.0)
-    mask = SimpleITK.Resample(mask, target, back, SimpleITK.sitkLinear, 0.0)
-    return SimpleITK.Mask(returned, mask > 0.5), float(
-        (SimpleITK.GetArrayFromImage(mask) > 0.5).mean()
-    )
+    inside = SimpleITK.Cast(target * 0 + 1, SimpleITK.sitkFloat32)
+    inside = SimpleITK.Resample(inside, other, there, SimpleITK.sitkLinear, 0.0)
+    inside = SimpleITK.Resample(inside, target, back, SimpleITK.sitkLinear, 0.0)
+    return SimpleITK.GetArrayFromImage(returned), SimpleITK.GetArrayFromImage(inside) > HALF

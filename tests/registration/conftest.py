@@ -1,4 +1,4 @@
-"""Small synthetic volumes, and a prepared data set of them."""
+"""Small synthetic volumes, and prepared data sets of them."""
 
 import json
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import SimpleITK
 
-SPACING = (1.5, 1.5, 5.0)
+SIZE, SPACING = (48, 40, 12), (1.5, 1.5, 5.0)
+SHIFTS = {"a": (0, 0, 0), "b": (2, 1, 0), "c": (-2, 2, 0), "d": (3, -2, 0)}
 
 
-def ellipsoid(shift=(0.0, 0.0, 0.0), scale=1.0, *, size=(48, 40, 12)):
+def ellipsoid(shift=(0.0, 0.0, 0.0), scale=1.0, *, size=SIZE):
     """Return an image in [0, 1] and a label with two structures; shift in voxels (x, y, z)."""
     x, y, z = np.meshgrid(*(np.arange(side, dtype=float) for side in size), indexing="ij")
 
@@ -23,38 +24,58 @@ def ellipsoid(shift=(0.0, 0.0, 0.0), scale=1.0, *, size=(48, 40, 12)):
     return to_image(np.clip(image, 0, 1).astype(np.float32)), to_image(label)
 
 
-def to_image(array):
+def to_image(array, spacing=SPACING):
     image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0).copy())
-    image.SetSpacing(SPACING)
+    image.SetSpacing(spacing)
     return image
 
 
+def overlap(first, second):
+    """Return the Dice of everything that is not background."""
+    one, other = (SimpleITK.GetArrayFromImage(image) > 0 for image in (first, second))
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
 @pytest.fixture
-def dataset(tmp_path):
-    """Return a data set of four patients with one frame, in MR."""
-    folder = tmp_path / "data"
-    shifts = {"a": (0, 0, 0), "b": (2, 1, 0), "c": (-2, 2, 0), "d": (3, -2, 0)}
-    cases = []
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir(parents=True)
-    for name, shift in shifts.items():
-        image, label = ellipsoid(shift)
-        SimpleITK.WriteImage(image, str(folder / "images" / f"{name}.nii.gz"))
-        SimpleITK.WriteImage(label, str(folder / "labels" / f"{name}.nii.gz"))
-        case = {"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz"}
-        cases.append({**case, "subject": name})
-    content = {
-        "schema": 1,
-        "name": "phantoms",
-        "modality": "MR",
-        "intensity": "arbitrary",
-        "spacing": "valid",
-        "labels": {"0": "background", "1": "outer", "2": "inner"},
-        "annotated": ["outer", "inner"],
-        "training": cases,
-        "validation": [],
-        "test": [],
-        "sha256": {},
-    }
-    (folder / "datalist.json").write_text(json.dumps(content))
-    return folder
+def make_dataset(tmp_path):
+    """Return a function that writes a data set: four training patients, one test patient."""
+
+    def make(name="data", *, frames=("",), test=("e",), **header):
+        folder = tmp_path / name
+        sections = {"training": [], "validation": [], "test": []}
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir(parents=True)
+        shifts = SHIFTS | dict.fromkeys(test, (1, -2, 0))
+        for subject, shift in shifts.items():
+            for at, frame in enumerate(frames):
+                stem = f"{subject}_{frame}" if frame else subject
+                image, label = ellipsoid(shift, 1 - 0.2 * at)
+                lost = header.get("spacing") == "lost"
+                for kind, volume in (("images", image), ("labels", label)):
+                    volume.SetSpacing((1.0, 1.0, 1.0) if lost else SPACING)
+                    SimpleITK.WriteImage(volume, str(folder / kind / f"{stem}.nii.gz"))
+                case = {"image": f"images/{stem}.nii.gz", "label": f"labels/{stem}.nii.gz"}
+                case |= {"subject": subject} | ({"frame": frame} if frame else {})
+                sections["test" if subject in test else "training"].append(case)
+        content = {
+            "schema": 1,
+            "name": "phantoms",
+            "modality": "MR",
+            "intensity": "arbitrary",
+            "spacing": "valid",
+            "labels": {"0": "background", "1": "outer", "2": "inner"},
+            "annotated": ["outer", "inner"],
+            "sha256": {},
+            **sections,
+            **header,
+        }
+        (folder / "datalist.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def dataset(make_dataset):
+    """Return a data set of four training patients with one frame and a test patient, in MR."""
+    return make_dataset()

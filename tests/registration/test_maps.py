@@ -5,19 +5,14 @@ import pytest
 import SimpleITK
 import torch
 
-from medseg_kit.files import write_json
 from medseg_kit.registration.cases import read_cases
 from medseg_kit.registration.mapping import RegistrationMaps
 from medseg_kit.registration.maps import write_maps
+from medseg_kit.registration.settings import make_settings
+from medseg_kit.registration.store import PairStore
 from medseg_kit.typing import UserError
 
-
-def finish(folder, fixed, moving, transform):
-    """Write a pair as `medseg register` leaves it."""
-    stem = folder / "pairs" / f"{fixed}__{moving}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteTransform(transform, str(stem.with_suffix(".h5")))
-    write_json(stem.with_suffix(".json"), {"success": True})
+DONE = {"success": True, "reason": None}
 
 
 def affine():
@@ -34,16 +29,19 @@ def spline(image):
     return SimpleITK.CompositeTransform([affine(), transform])
 
 
+def read(dataset, tmp_path):
+    cases = read_cases(dataset, labelled=1).section()
+    return cases, PairStore(tmp_path / "out", "MR", make_settings(modality="MR"))
+
+
 @pytest.mark.parametrize("kind", ["affine", "bspline"])
 def test_points__land_where_the_transform_puts_them(dataset, tmp_path, kind):
-    data = read_cases(dataset, labelled=1)
-    fixed, moving = (
-        SimpleITK.ReadImage(str(dataset / "images" / f"{name}.nii.gz")) for name in "ab"
-    )
+    cases, store = read(dataset, tmp_path)
+    fixed, moving = (SimpleITK.ReadImage(str(case.image)) for case in cases[:2])
     transform = affine() if kind == "affine" else spline(fixed)
-    finish(tmp_path, "a", "b", transform)
-    assert write_maps(tmp_path, [("a", "b"), ("b", "a")], data=data) is not None
-    maps = RegistrationMaps(tmp_path, ["a", "b", "c"])
+    store.save(cases[0], cases[1], DONE, transform)
+    assert write_maps(store, cases) is not None
+    maps = RegistrationMaps(store.folder, ["a", "b", "c"])
     assert maps.has.tolist() == [[False, True, False], [False] * 3, [False] * 3]
     points = torch.tensor([[24.0, 20.0, 6.0], [12.0, 15.0, 4.0], [30.0, 22.0, 8.0]])
     found, valid = maps.map_points(0, 1, points)
@@ -55,8 +53,23 @@ def test_points__land_where_the_transform_puts_them(dataset, tmp_path, kind):
         np.testing.assert_allclose(mapped, expected, atol=tolerance)
 
 
+def test_maps__of_volumes_that_have_lost_their_spacing(make_dataset, tmp_path):
+    """The transform lives on the nominal spacing, the points on voxels."""
+    header = {"spacing": "lost", "labels": {"0": "background", "1": "left ventricle"}}
+    dataset = make_dataset(annotated=["left ventricle"], **header)
+    cases, store = read(dataset, tmp_path)
+    assert cases[0].spacing == (1.5, 1.5, 10.0)
+    shift = SimpleITK.TranslationTransform(3, (3.0, -1.5, 10.0))  # two, one and one voxels
+    store.save(cases[0], cases[1], DONE, shift)
+    write_maps(store, cases)
+    found, _ = RegistrationMaps(store.folder, ["a", "b"]).map_points(
+        0, 1, torch.tensor([[20.0, 20.0, 5.0]])
+    )
+    torch.testing.assert_close(found, torch.tensor([[22.0, 19.0, 6.0]]), atol=1e-4, rtol=0)
+
+
 def test_maps__without_a_finished_pair(dataset, tmp_path):
-    data = read_cases(dataset, labelled=1)
-    assert write_maps(tmp_path, [("a", "b")], data=data) is None
+    cases, store = read(dataset, tmp_path)
+    assert write_maps(store, cases) is None
     with pytest.raises(UserError, match=r"maps\.pt does not exist"):
         RegistrationMaps(tmp_path, ["a", "b"])
