@@ -36,6 +36,7 @@ class RunSpec:
         overlays: Configuration files merged onto train.yaml, relative to the bundle's configs; a
             federation takes the name of one method overlay.
         overrides: Values by configuration id.
+        paths: The same for files and folders, which lie relative to the study's file.
         rounds: Rounds of a federation; the bundle's own if None.
         min_cases: Fewest validation cases of a site whose mean may leave it.
         inference: `overlays` and `overrides` of inference.yaml.
@@ -55,6 +56,7 @@ class RunSpec:
     sites: str | None = None
     overlays: tuple[str, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
     rounds: int | None = None
     min_cases: int = 5
     inference: Mapping[str, Any] = field(default_factory=dict)
@@ -203,6 +205,7 @@ class _Reader:
         for key in ("data", "sites", "weights"):
             if values.get(key) is not None:
                 values[key] = self._path(values[key])
+        values["paths"] = {key: self._path(value) for key, value in values.get("paths", {}).items()}
         run = RunSpec(**values)
         self._choice(f"mode of {name}", run.mode, MODES)
         self._choice(f"unlabelled of {name}", run.unlabelled, ("drop", "keep"))

@@ -69,7 +69,7 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
         overrides["dataset_dir"] = _training_data(job, job.spec.data or "", out.parent / "data")
     if "resume" in config:
         overrides["resume"] = True
-    overrides |= job.spec.overrides
+    overrides |= {**job.spec.overrides, **job.spec.paths}
     parser = load_config(str(job.spec.bundle), files, overrides=overrides)
     parser.get_parsed_content("initialize")
     history = record_history(
@@ -145,7 +145,7 @@ def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]
         rounds=job.spec.rounds,
         method=Path(job.spec.overlays[0]).stem if job.spec.overlays else None,
         seed=job.seed,
-        overrides=job.spec.overrides,
+        overrides={**job.spec.overrides, **job.spec.paths},
         min_cases=sys.maxsize if checkpoint_rule == "last" else job.spec.min_cases,
     )
     out = run_dir / "federation"

@@ -106,8 +106,9 @@ def _structure(config):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_deployed_network__exports(bundle):
-    """The evaluation path passes torch.export and answers with the same numbers."""
+    """The evaluation path passes torch.export and tracing, and answers with the same numbers."""
     parser = load_config(bundle, ["inference.yaml"])
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def").eval()
@@ -117,3 +118,6 @@ def test_deployed_network__exports(bundle):
     with torch.no_grad():
         exported = torch.export.export(network, (image,)).module()
         torch.testing.assert_close(exported(image), network(image))
+        traced = torch.jit.trace(network, image)  # what `monai.bundle ckpt_export` does
+        two = torch.cat([image, image.flip(-1)])
+        torch.testing.assert_close(traced(two), network(two))

@@ -27,6 +27,8 @@ def test_load_study__defaults_and_relative_paths(tmp_path):
     assert study.runs[0].data == str(tmp_path / "site")
     assert study.test == {"data": str(tmp_path / "test"), "section": "test"}
     assert (study.runs[0].method, study.runs[0].bundle) == ("local", "toy")
+    study = load_study(write(tmp_path, runs=[RUN | {"paths": {"registration": "reg"}}]))
+    assert study.runs[0].paths == {"registration": str(tmp_path / "reg")}
 
 
 def test_jobs__configurations_budgets_seeds(tmp_path):
