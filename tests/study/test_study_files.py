@@ -19,7 +19,9 @@ def test_study__every_run_composes(file, monkeypatch):
     study = load_study(file)
     for run in study.runs:
         base = ["train.yaml", "federated.yaml"] if run.mode == "federate" else ["train.yaml"]
-        load_config(str(run.bundle), [*base, *run.overlays], overrides={**run.overrides, **run.paths})
+        load_config(
+            str(run.bundle), [*base, *run.overlays], overrides={**run.overrides, **run.paths}
+        )
         overrides = run.inference.get("overrides", {})
         overlays = run.inference.get("overlays", ())
         load_config(str(run.bundle), ["inference.yaml", *overlays], overrides=overrides)
