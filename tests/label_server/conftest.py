@@ -25,12 +25,20 @@ from scipy.ndimage import gaussian_filter
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "label_server.sh"
-BUNDLES = ("hippocampus_mr_segviz", "abdomen_ct_segviz")
+BUNDLES = (
+    "hippocampus_mr_segviz",
+    "abdomen_ct_segviz",
+    "cardiac_mr_mcsc",  # deploys one of the networks that it trains
+    "abdomen_ct_semi_supervised",  # slices of a fixed orientation
+)
 BROKEN = "broken_ct_net"
 # Small and quick, so that the whole test fits into four minutes on two cores.
 SHRUNK = {
     "roi_size": [32, 32, 32],
+    "image_size": 32,
+    "patches": {"full": 8, "eighth": 2},
     "batch_size": 1,
+    "labelled_batch_size": 1,
     "steps_per_epoch": 2,
 }
 PATIENCE_S = 600  # nothing here takes long on an idle machine; a loaded one gets its time
@@ -139,15 +147,26 @@ def balanced_state(bundle):
     parser["bundle_root"], parser["device"] = str(bundle), "cpu"
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def").eval()
+    slices = parser.get("image_size") is not None
     noise = gaussian_filter(np.random.default_rng(0).standard_normal((32, 32, 32)), 2)
     image = torch.as_tensor(noise / noise.std(), dtype=torch.float32)[None, None]
+    image = image[..., 16] if slices else image
     with torch.no_grad():
-        margins = network(image)[0, 1:]
-        for head, margin in zip(network.heads.values(), margins, strict=True):
-            biases = [value for name, value in head.named_parameters() if name.endswith("bias")]
-            last = [value for value in biases if value.shape == (2,)][-1]
-            last[1] -= margin.median()
+        logits = network(image)[0]
+        medians = logits.flatten(1).median(1).values
+        if slices:
+            (bias,) = last_biases(network, len(medians))
+            bias -= medians
+        else:
+            for head, median in zip(network.heads.values(), medians[1:], strict=True):
+                last_biases(head, 2)[-1][1] -= median
     return {name: value.half() for name, value in network.state_dict().items()}
+
+
+def last_biases(module, size):
+    """Return the biases of ``size`` outputs."""
+    named = module.named_parameters()
+    return [value for name, value in named if name.endswith("bias") and value.shape == (size,)]
 
 
 def rotation(axis, degrees):
