@@ -92,29 +92,6 @@ def labelled_slices(case: Case, depth: int, labelled: Budget) -> list[bool]:
     return [index in set(chosen) for index in range(depth)]
 
 
-def check_disjoint(training: Sequence[Case], validation: Sequence[Case]) -> None:
-    """Check that no subject is used for training and for validation.
-
-    Args:
-        training: Training list, labelled or not.
-        validation: Validation (or test) list.
-
-    Raises:
-        UserError: When a subject stands in both lists; names the subjects and both their files.
-    """
-    held_out = {subject_of(case): case["image"] for case in validation}
-    shared = {subject_of(case): case["image"] for case in training if subject_of(case) in held_out}
-    if shared:
-        found = "; ".join(
-            f"{subject} (training {image}, validation {held_out[subject]})"
-            for subject, image in list(shared.items())[:MAX_NAMED]
-        )
-        raise UserError(
-            f"{len(shared)} subject(s) stand in the training and in the validation list: {found};"
-            " take them out of one of the two, validation would measure what was learnt by heart"
-        )
-
-
 def _says_labelled(case: Case) -> bool:
     return bool(case.get("labelled", True)) and bool(case.get("label"))
 

@@ -6,7 +6,6 @@ import pytest
 
 from medseg_kit.data.budgets import (
     case_key,
-    check_disjoint,
     labelled_flags,
     labelled_slices,
     subject_of,
@@ -64,12 +63,6 @@ def test_labelled_slices__some_slices_of_a_case() -> None:
         labelled_slices(CASES[1], 2, budget)
     with pytest.raises(UserError, match=r"names the case.* 007_ED"):
         labelled_flags(CASES, {"007_ED": None})
-
-
-def test_check_disjoint__names_both() -> None:
-    check_disjoint(CASES[:2], CASES[2:])
-    with pytest.raises(UserError, match=r"099 \(training 099_ED\S*, validation 099_ES"):
-        check_disjoint(CASES[:1], CASES[1:])
 
 
 def test_case_key__without_frame_or_subject() -> None:
