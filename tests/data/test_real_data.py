@@ -116,7 +116,8 @@ def test_acdc__published_counts_slices_and_budgets(source: Path, tmp_path: Path)
         number: _slices([c for c, f in zip(cases, labelled_flags(cases, number), strict=True) if f])
         for number in (1, 3, 7, 14, 21, 28, 35)
     }
-    assert slices == {1: 32, 3: 68, 7: 136, 14: 256, 21: 396, 28: 512, 35: 664}
+    # SSL4MIS counts 136 and 256 slices for 7 and 14: its cuts do not end at a patient there
+    assert slices == {1: 32, 3: 68, 7: 134, 14: 272, 21: 396, 28: 512, 35: 664}
     # the 23 slices of MCSC's code
     first = {"patient099_ED": None, "patient099_ES": [0, 1, 2, 4, 8, 9, 10]}
     data = SliceDataset(cases[:2], image_size=16, num_classes=4, labelled=first)
