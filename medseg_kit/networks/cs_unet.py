@@ -99,6 +99,9 @@ class CSUNet(WindowUNet):
         mlp_ratio: Hidden width of ``ffn: mlp``, in channels of its stage.
         layerscale_init: Initial LayerScale of ``dsf``; the paper states 1e-6, its code has 0.7.
         mcsc_head: Use MCSC's 3 x 3 head instead of a linear one without bias.
+        conv_init_std: Of the convolutions' truncated normal weights, 0.02 in the public code; None
+            for PyTorch's own, by fan-in. With 0.02 the depthwise convolutions all but silence the
+            image at first: the network answers background for hundreds of steps.
 
     Raises:
         UserError: If ``image_size`` does not fit (it names the nearest that does), the heads do not
@@ -127,6 +130,7 @@ class CSUNet(WindowUNet):
         mlp_ratio: float = 4.0,
         layerscale_init: float = 1e-6,
         mcsc_head: bool = False,
+        conv_init_std: float | None = 0.02,
     ) -> None:
         geometry = WindowGeometry(
             image_size,
@@ -143,7 +147,7 @@ class CSUNet(WindowUNet):
             block=partial(cs_block, options=options),
             upsample=partial(ConvUpsample, dropout=dropout) if sc else double_expand,
             fusion=partial(ConvFusion, dropout=dropout) if sc else LinearFusion,
-            initialise=_initialise,
+            initialise=partial(_initialise, conv_init_std=conv_init_std),
         )
         super().__init__(in_channels, out_channels, geometry, parts, mcsc_head=mcsc_head)
 
@@ -169,9 +173,11 @@ def _feed_forward(place: BlockPlace, options: BlockOptions) -> nn.Module:
     return FEED_FORWARDS[options.ffn](place.dim)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialise(module: nn.Module, conv_init_std: float | None) -> None:
     """Truncated normal weights of linear layers and convolutions, zero biases of linear layers."""
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
+    if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Conv2d) and conv_init_std is not None:
+        trunc_normal_(module.weight, std=conv_init_std)

@@ -139,3 +139,15 @@ def test_export__eval_path(switches):
     image = torch.randn(1, 1, 16, 16)
     exported = torch.export.export(network, (image,)).module()
     torch.testing.assert_close(exported(image), network(image))
+
+
+@pytest.mark.parametrize(("std", "expected"), [(0.02, 0.02), (None, 0.14)])
+def test_convolutions__start_as_asked(std, expected):
+    torch.manual_seed(0)
+    network = CSUNet(1, 4, 64, 4, 2, 24, num_heads=(1, 1, 2, 2), conv_init_std=std)
+    depthwise = [
+        module.weight.flatten()
+        for module in network.modules()
+        if isinstance(module, torch.nn.Conv2d) and module.groups == module.out_channels > 1
+    ]
+    assert torch.cat(depthwise).std().item() == pytest.approx(expected, rel=0.1)
