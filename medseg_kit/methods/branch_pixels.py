@@ -48,3 +48,10 @@ class BranchPixels:
         """Return the features of all pixels, ``(P, d)`` without gradient."""
         maps = [projected.maps().movedim(1, -1).flatten(0, 2) for projected in self.projected]
         return torch.cat(maps)
+
+
+def random_subset(index: torch.Tensor, count: int) -> torch.Tensor:
+    """Return ``index`` ``(n,)``, or ``count`` random entries (with replacement) if n is larger."""
+    if len(index) <= count:
+        return index
+    return index[torch.randint(len(index), (count,)).to(index.device)]

@@ -17,7 +17,7 @@ from medseg_kit.engines.semi_supervised import Branch
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.prototype_contrast import prototype_contrast
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
-from medseg_kit.methods.branch_pixels import BranchPixels
+from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
 from medseg_kit.methods.feature_maps import FeatureMaps, canonical_pixels, unaugmented
 from medseg_kit.methods.patch_groups import resize_labels
 
@@ -161,7 +161,10 @@ class SupervisedContrast:
             if len(anchors) == 0 or len(others) == 0:
                 continue
             centre = F.normalize(flat[anchors].mean(0), dim=0)
-            anchors, others = _some(anchors, self.num_anchors), _some(others, self.num_keys)
+            anchors, others = (
+                random_subset(anchors, self.num_anchors),
+                random_subset(others, self.num_keys),
+            )
             positives = centre.expand(len(anchors), -1)
             if self.banks:
                 positives = self._enhanced(positives, anchors, size, batch, index)
@@ -210,10 +213,3 @@ class SupervisedContrast:
         """Restore what `state_dict` returned."""
         for bank, content in zip(self.banks, state["banks"], strict=True):
             bank.load_state_dict(content)
-
-
-def _some(index: torch.Tensor, count: int) -> torch.Tensor:
-    """Return at most ``count`` random entries."""
-    if len(index) <= count:
-        return index
-    return index[torch.randint(len(index), (count,)).to(index.device)]

@@ -16,7 +16,7 @@ from medseg_kit.engines.schedules import progress
 from medseg_kit.engines.semi_supervised import Branch
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.prototype_contrast import FeatureBank, prototype_contrast
-from medseg_kit.methods.branch_pixels import BranchPixels
+from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
 from medseg_kit.methods.patch_groups import resize_labels
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class CertaintyContrast:
                 continue
             losses.append(
                 prototype_contrast(
-                    pixels.features.at(_some(found, self.num_anchors)),
+                    pixels.features.at(random_subset(found, self.num_anchors)),
                     pixels.centre(mask),
                     keys,
                     key_classes=key_classes if self.balanced else None,
@@ -192,13 +192,13 @@ class CertaintyContrast:
         """Return negatives of a class and their classes, after this batch's went into the bank."""
         found = self._negatives(pixels, value).nonzero()[:, 0]
         if not self.bank_size:
-            chosen = _some(found, self.num_keys)
+            chosen = random_subset(found, self.num_keys)
             return pixels.detached[chosen], pixels.classes[chosen]
         bank = self.banks.get(scale)
         if bank is None:
             dimension = pixels.detached.shape[1]
             bank = self.banks[scale] = FeatureBank(self.num_classes, self.bank_size, dimension)
-        chosen = _some(found, round(PUSH_SHARE * self.bank_size))
+        chosen = random_subset(found, round(PUSH_SHARE * self.bank_size))
         bank.push(value, pixels.detached[chosen], pixels.classes[chosen])
         return bank.draw(value, self.num_keys)
 
@@ -231,10 +231,3 @@ def _resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(maps.shape[2:]) == size:
         return maps
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
-
-
-def _some(index: torch.Tensor, count: int) -> torch.Tensor:
-    """Return at most ``count`` random entries."""
-    if len(index) <= count:
-        return index
-    return index[torch.randint(len(index), (count,)).to(index.device)]
