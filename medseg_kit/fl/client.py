@@ -64,6 +64,7 @@ class SiteClient:
             "keys": {key: describe(value) for key, value in keys.items()},
             "annotated": site.annotated(),
             "num_training": site.num_training,
+            "num_samples": site.num_samples,
             "num_validation": site.num_validation,
         }, {}
 
@@ -76,7 +77,7 @@ class SiteClient:
         site.memory.private = select(state, site.stays)
         site.memory.end(request.run_id, request.round_number)
         return {
-            "num_samples": site.num_training,
+            "num_samples": site.num_samples,
             "num_steps": site.local_epochs * site.trainer.state.epoch_length,
         }, site.shared(state)
 

@@ -129,7 +129,7 @@ class Server:
         self.strategy.join(
             SiteInfo(
                 name=name,
-                num_samples=int(hello["num_training"]),
+                num_samples=int(hello["num_samples"]),
                 annotated=tuple(hello.get("annotated", ())),
                 keys=frozenset(hello["keys"]),
             )
@@ -275,7 +275,7 @@ def _problem(request: Request, info: SiteInfo, reply: Reply) -> str | None:
         return f"answered {reply.kind} of round {reply.round_number}"
     samples = reply.content.get("num_samples")
     if samples != info.num_samples:
-        return f"says it has {samples} training cases, in the handshake {info.num_samples}"
+        return f"says it has {samples} samples, in the handshake {info.num_samples}"
     return mismatch(
         reply.state,
         {key: describe(value) for key, value in request.state.items()},

@@ -154,6 +154,11 @@ class Site:
         )
 
     @property
+    def num_samples(self) -> int:
+        """Weight of the site: what its loader says it uses an epoch (slices), else the cases."""
+        return int(getattr(self.trainer.data_loader, "num_samples", self.num_training))
+
+    @property
     def evaluator(self) -> SupervisedEvaluator:
         """The evaluator, on the trainer's network."""
         if self.algo.evaluator is None:

@@ -28,7 +28,7 @@ class SiteInfo:
 
     Args:
         name: Name of the site.
-        num_samples: Training cases.
+        num_samples: Training cases, or what its loader counts instead (slices an epoch).
         annotated: Organs that the site labels.
         keys: State-dict keys that the site exchanges.
     """

@@ -87,9 +87,9 @@ def without_b(tmp_path_factory):
         (_nan, "NaN or infinite values in 1 keys"),
         (_missing_key, "wrong keys: 1 missing"),
         (_wrong_shape, "wrong shapes: "),
-        (_inflated, "says it has 1000000 training cases, in the handshake 2"),
+        (_inflated, "says it has 1000000 samples, in the handshake 2"),
         (_old_round, "answered train of round 0"),
-        (_nothing, "training cases"),
+        (_nothing, "says it has None samples"),
     ],
 )
 def test_lying_site__is_named_left_out_and_recorded(

@@ -14,7 +14,8 @@ class FedAvg(Strategy):
     strategy with `medseg_kit.losses.proximal.ProximalTerm` in the training step.
 
     Args:
-        weighting: "samples" (by number of training cases, the paper) or "equal" (1 / sites).
+        weighting: "samples" (the paper: training cases, or slices where the loader counts those)
+            or "equal" (1 / sites).
 
     Raises:
         ValueError: For another weighting.
