@@ -87,7 +87,7 @@ def check(folder: str, *, allow: str = "") -> int:
     return 0
 
 
-def phantoms(
+def phantoms(  # noqa: PLR0913 - the options of a command line
     out: str,
     *,
     organs: str = "liver,spleen,pancreas,kidneys",
@@ -97,6 +97,7 @@ def phantoms(
     seed: int = 0,
     modality: str = "CT",
     anatomy: str = "abdomen",
+    num_support: int = 0,
 ) -> int:
     """Write synthetic patients: one site an organ that labels only it, and a labelled outside.
 
@@ -112,6 +113,8 @@ def phantoms(
         seed: Seed of everything random.
         modality: CT or MR.
         anatomy: abdomen, abdomen_parts (eight organs), cardiac, hippocampus or pelvis.
+        num_support: Support scans of one-shot segmentation at every site, beside its patients; with
+            any, every site labels all organs.
 
     Returns:
         0.
@@ -128,6 +131,7 @@ def phantoms(
         seed=seed,
         modality=modality,
         anatomy=choose("anatomy", anatomy, ANATOMIES, "medseg data phantoms"),
+        num_support=num_support,
     )
     for folder in folders.values():
         print(folder)

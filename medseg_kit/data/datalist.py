@@ -14,6 +14,7 @@ from medseg_kit.typing import PathLike, UserError
 DATALIST_NAME = "datalist.json"
 SECTIONS = ("training", "validation", "test")
 SUPPORT = "support"  # training cases that are support scans of one-shot segmentation
+MIXED = "mixed"  # modality and intensity of a collection of CT and MR
 FILE_KEYS = ("image", "label", "registered_label", "superpixels")
 SCHEMA_VERSION = 1
 MAX_FILES_NAMED = 5

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from medseg_kit.data.datalist import SCHEMA_VERSION, SECTIONS, write_datalist
+from medseg_kit.data.datalist import SCHEMA_VERSION, SECTIONS, SUPPORT, write_datalist
 from medseg_kit.data.phantom_anatomy import (
     ABDOMEN,
     ABDOMEN_PARTS,
@@ -89,7 +89,7 @@ def site_scanner(index: int | None, *, modality: str = "CT") -> Scanner:
     return Scanner(modality=modality, bias=_MR_BIAS if modality == "MR" else 0.0, **look)
 
 
-def write_phantom_sites(
+def write_phantom_sites(  # noqa: PLR0913 - the options of a command line
     out_dir: PathLike,
     *,
     organs: Sequence[str],
@@ -99,6 +99,7 @@ def write_phantom_sites(
     seed: int = 0,
     modality: str = "CT",
     anatomy: Anatomy = ABDOMEN,
+    num_support: int = 0,
 ) -> dict[str, Path]:
     """Write one partially labelled synthetic site an organ, and one fully labelled outside site.
 
@@ -115,6 +116,8 @@ def write_phantom_sites(
         seed: Seed of everything random.
         modality: ``CT`` or ``MR``.
         anatomy: Part of the body, one of `ANATOMIES`.
+        num_support: Support scans of one-shot segmentation at every site, beside its patients; with
+            any, every site labels all organs.
 
     Returns:
         Site name, or ``outside``, to its prepared folder.
@@ -125,18 +128,24 @@ def write_phantom_sites(
     if patients_per_site < 2:
         raise UserError(f"patients_per_site is {patients_per_site}; at least 2 (one validates)")
     num_validation = max(1, patients_per_site // 4)
-    sections = {"training": patients_per_site - num_validation, "validation": num_validation}
+    sections = {
+        SUPPORT: num_support,
+        "training": patients_per_site - num_validation,
+        "validation": num_validation,
+    }
     folders = {}
     for index, organ in enumerate(organs):
         site = f"site-{organ.replace(' ', '-')}"
         scanner = site_scanner(index, modality=modality)
         recipe = Recipe(tuple(organs), size, anatomy, scanner, (seed, index))
         folder = Path(out_dir) / "sites" / site
-        folders[site] = _write_prepared(folder, recipe, sections, site=site, annotated=[organ])
+        annotated = organs if num_support else [organ]
+        folders[site] = _write_prepared(folder, recipe, sections, site=site, annotated=annotated)
     scanner = site_scanner(None, modality=modality)
     recipe = Recipe(tuple(organs), size, anatomy, scanner, (seed, len(organs)))
     folder = Path(out_dir) / OUTSIDE
-    folders[OUTSIDE] = _write_prepared(folder, recipe, {"test": num_outside}, site=OUTSIDE)
+    counts = {SUPPORT: num_support, "test": num_outside}
+    folders[OUTSIDE] = _write_prepared(folder, recipe, counts, site=OUTSIDE)
     return folders
 
 
@@ -155,7 +164,8 @@ def write_phantom_dataset(
     Args:
         out_dir: Folder to make.
         organs: Organs in the order of their label values.
-        counts: Number of patients of each section, for example ``{"training": 4, "test": 1}``.
+        counts: Number of patients of each section, for example ``{"training": 4, "test": 1}``, and
+            of ``support`` scans, which stand among the training cases and are never trained on.
         size: Voxels along right, front and head at coarseness 1; ``(64, 64, 8)`` of `CARDIAC` gives
             a stack of few thick slices.
         seed: Seed of everything random.
@@ -221,20 +231,22 @@ def _write_prepared(
     site: str | None = None,
     annotated: Sequence[str] | None = None,
 ) -> Path:
-    if set(counts) - set(SECTIONS) or sum(counts.values()) < 1 or min(counts.values()) < 0:
-        raise UserError(f"counts {dict(counts)} must name patients of {', '.join(SECTIONS)}")
+    kinds = (SUPPORT, *SECTIONS)
+    if set(counts) - set(kinds) or sum(counts.values()) < 1 or min(counts.values()) < 0:
+        raise UserError(f"counts {dict(counts)} must name patients of {', '.join(kinds)}")
     _new_folder(folder, "images", "labels")
     name = f"synthetic_{site or recipe.anatomy.name.replace(' ', '_')}"
-    names = [section for section in SECTIONS for _ in range(counts.get(section, 0))]
+    names = [kind for kind in kinds for _ in range(counts.get(kind, 0))]
     cases: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     sums: dict[str, str] = {}
-    for index, section in enumerate(names):
+    for index, kind in enumerate(names):
+        section, support = ("training", {SUPPORT: True}) if kind == SUPPORT else (kind, {})
         subject = f"{name}_{index:03d}"
         files = {key: f"{key}s/{subject}{NIFTI_SUFFIX}" for key in ("image", "label")}
         phantom = recipe.draw(index, annotated)
         save_volume(phantom.image, folder / files["image"])
         save_volume(phantom.label, folder / files["label"])
-        cases[section].append({**files, "subject": subject, "site": site})
+        cases[section].append({**files, "subject": subject, "site": site, **support})
         sums |= {file: file_sha256(folder / file) for file in files.values()}
     content = {
         "schema": SCHEMA_VERSION,

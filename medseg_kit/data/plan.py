@@ -178,9 +178,14 @@ def _plan_collection(collection: Collection, source: Path, sites: str) -> Plan:
             raise UserError(
                 f"{collection.name}: {member.dataset} lacks {sorted(unknown)} of {site}"
             )
-        for section, subjects in split_subjects(sorted(raw.cases), split).items():
-            for subject in subjects:
-                cases += _planned(raw, subject, section, view, site, member.organs)
+        sections = split_subjects(sorted(raw.cases), split)
+        supports = support_subjects(sections, split, {}, None)
+        cases += [
+            replace(case, support=subject in supports)
+            for section, subjects in sections.items()
+            for subject in subjects
+            for case in _planned(raw, subject, section, view, site, member.organs)
+        ]
         sources.append(raw)
     if view is None:
         raise AssertionError("unreachable: the schema asks for at least one member")
@@ -233,11 +238,9 @@ def _by_section(cases: Sequence[PlannedCase]) -> list[PlannedCase]:
 
 
 def _header(manifests: Sequence[Manifest], name: str, title: str, view: View) -> dict[str, Any]:
-    def common(key: str) -> str:
-        values = {getattr(manifest, key) for manifest in manifests}
-        if len(values) > 1:
-            raise UserError(f"{name} mixes data sets whose {key} is {sorted(values)}")
-        return str(values.pop())
+    spacings = sorted({manifest.spacing for manifest in manifests})
+    if len(spacings) > 1:
+        raise UserError(f"{name} mixes data sets whose spacing is {spacings}")
 
     def joined(key: str) -> str:
         return " | ".join(dict.fromkeys(str(getattr(manifest, key)) for manifest in manifests))
@@ -247,7 +250,7 @@ def _header(manifests: Sequence[Manifest], name: str, title: str, view: View) ->
         "description": title,
         "licence": joined("licence"),
         "citation": joined("citation"),
-        **{key: common(key) for key in ("modality", "intensity", "spacing")},
+        "spacing": spacings[0],
         "labels": {
             "0": "background",
             **{str(value): organ for value, organ in enumerate(view.organs, start=1)},

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medseg_kit.data.datalist import load_datalist, site_folders
-from medseg_kit.typing import PathLike
+from medseg_kit.typing import PathLike, UserError
 
 
 def load_pooled_datalist(
@@ -16,17 +16,20 @@ def load_pooled_datalist(
 
     Args:
         sites_dir: Folder with one prepared data set a site.
-        section: ``training``, ``validation`` or ``test``.
+        section: As `load_datalist`; a site may have none of it.
         organs: Organs of the network.
 
     Returns:
         The cases of all sites in the form of `load_datalist`, each with its site's `annotated`.
 
     Raises:
-        UserError: As `load_datalist`, for any site.
+        UserError: As `load_datalist`, for any site, and if no site has a case.
     """
-    return [
+    cases = [
         case
         for folder in site_folders(sites_dir).values()
-        for case in load_datalist(folder, section, organs=organs)
+        for case in load_datalist(folder, section, organs=organs, required=False)
     ]
+    if not cases:
+        raise UserError(f"no site below {sites_dir} has {section} cases")
+    return cases

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medseg_kit import __version__
-from medseg_kit.data.datalist import SCHEMA_VERSION, SECTIONS
+from medseg_kit.data.datalist import MIXED, SCHEMA_VERSION, SECTIONS
 from medseg_kit.data.findings import Finding
 from medseg_kit.data.plan import Plan, PlannedCase
 from medseg_kit.data.readers import NIFTI_SUFFIX
@@ -75,11 +75,19 @@ def build_datalist(plan: Plan, folder: Path, site: str | None) -> dict[str, Any]
     return {
         "schema": SCHEMA_VERSION,
         **plan.header,
+        "modality": _common(case.manifest.modality for case in cases),
+        "intensity": _common(case.manifest.intensity for case in cases),
         "annotated": [o for o in plan.header["labels"].values() if o in annotated],
         "site": site,
         **sections,
         "sha256": dict(sorted(sums.items())),
     }
+
+
+def _common(values: Iterable[str]) -> str:
+    """Return the value that all share, or "mixed"."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else MIXED
 
 
 def build_report(

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from medseg_kit.data.budgets import Budget, case_key, labelled_flags
-from medseg_kit.data.datalist import SECTIONS, read_datalist
+from medseg_kit.data.datalist import MIXED, SECTIONS, read_datalist
 from medseg_kit.transforms.planes import through_plane
 from medseg_kit.typing import PathLike, UserError
 
@@ -103,6 +103,10 @@ def read_cases(
     """
     folder = Path(dataset_dir).absolute()
     content = read_datalist(folder)
+    if content["modality"] == MIXED:
+        raise UserError(
+            f"{folder} mixes CT and MR; register the data set of one modality at a time"
+        )
     lost = content["spacing"] == "lost"
     if nominal_spacing is not None and not lost:
         raise UserError(f"{folder}: the spacing is valid, so --nominal_spacing has no meaning")

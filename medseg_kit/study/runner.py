@@ -92,7 +92,7 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
     }
     configs = sorted((resolve_bundle(spec.bundle) / "configs").rglob("*.*")) if spec.bundle else []
     digest = hashlib.sha256(json.dumps({**plan, "package": __version__}, sort_keys=True).encode())
-    for path in [*configs, *([Path(spec.weights)] if spec.weights else [])]:
+    for path in [*configs, *([Path(job.weights)] if job.weights else [])]:
         if path.is_file():
             digest.update(path.read_bytes())
     return {**plan, "identity": digest.hexdigest()}

@@ -41,7 +41,7 @@ class RunSpec:
         min_cases: Fewest validation cases of a site whose mean may leave it.
         inference: `overlays` and `overrides` of inference.yaml.
         organs: Structures to score; all that the test set annotates if None.
-        weights: Weights to evaluate; the bundle's own if None.
+        weights: Weights to evaluate; {seed} is replaced. The bundle's own if None.
         command: Words of a command; {predictions}, {run_dir}, {test}, {seed} and {label_budget} are
             replaced.
         unlabelled: With label budgets, whether the training cases beyond the budget stay, without
@@ -111,6 +111,11 @@ class Job:
     seed: int
     label_budget: int | None
     label_order: str = "listed"
+
+    @property
+    def weights(self) -> str | None:
+        """The file of the weights to evaluate, of this job's seed."""
+        return None if self.spec.weights is None else self.spec.weights.format(seed=self.seed)
 
     @property
     def name(self) -> str:

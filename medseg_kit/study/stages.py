@@ -164,7 +164,7 @@ def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]
 
 def existing_weights(job: Job) -> dict[str, Any]:
     """Return the weights of a run that trains nothing here; a command brings its own."""
-    weights = job.spec.weights
+    weights = job.weights
     if weights is None and job.spec.mode == "evaluate":
         from medseg_kit.bundle.paths import resolve_bundle
 
