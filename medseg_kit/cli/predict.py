@@ -10,6 +10,8 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     output: str,
     weights: str | None = None,
     overlay: str | None = None,
+    support: str | None = None,
+    support_label: str | None = None,
     device: str = "auto",
     fast: bool = False,
     section: str | None = None,
@@ -33,6 +35,9 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
         weights: State dict to use instead of the bundle's models/model.pt.
         overlay: Configuration configs/methods/OVERLAY.yaml of the bundle merged onto its
             inference.yaml, e.g. plain_network for the weights of conventional averaging.
+        support: For a one-shot bundle: the annotated scan, several with commas between them, or the
+            file of prototypes that medseg support wrote (.pt).
+        support_label: Label of the support scan, in the same order for several.
         device: auto, cpu, cuda or cuda:1.
         fast: bfloat16, and only the body: quicker, labels differ slightly.
         section: Section of a datalist (training, validation, test); all of them if not given.
@@ -70,6 +75,8 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
         "device": str(select_device(device)),
         **({"fast": True} if fast else {}),
         **({"checkpoint": weights} if weights else {}),
+        **({"support": support} if support else {}),
+        **({"support_label": support_label} if support_label else {}),
         **{f"predictor#options#{key}": value for key, value in options.items()},
     }
     files = ["inference.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]

@@ -49,6 +49,18 @@ def warmup_poly(*, warmup: float, power: float = 0.9, start: float = 1e-3) -> Sc
     return partial(_warmup_poly, warmup=warmup, power=power, start=start)
 
 
+def staircase(*, gamma: float, num_stages: int) -> Schedule:
+    """Return ``gamma`` to the power of the stage, 0 in the first of ``num_stages`` equal stages.
+
+    Args:
+        gamma: Factor from one stage to the next.
+        num_stages: Stages in which all steps are divided, such as epochs or rounds.
+    """
+    if num_stages < 1:
+        raise ValueError(f"num_stages must be at least 1, got {num_stages}")
+    return partial(_staircase, gamma=gamma, num_stages=num_stages)
+
+
 def gaussian_ramp() -> Schedule:
     """Return the ramp ``exp(-5 (1 - t / T)^2)`` over all steps, from 0.0067 to 1."""
     return _gaussian_ramp
@@ -100,6 +112,12 @@ def _warmup_poly(
     if done < warmup:
         return start + (1 - start) * done / warmup
     return float((1 - (done - warmup) / (1 - warmup)) ** power)
+
+
+def _staircase(global_step: int, total_steps: int, *, gamma: float, num_stages: int) -> float:
+    # whole numbers: a share of the steps times the stages may fall just short of one
+    stage = min(max(global_step, 0), total_steps) * num_stages // max(total_steps, 1)
+    return float(gamma**stage)
 
 
 def _gaussian_ramp(global_step: int, total_steps: int) -> float:

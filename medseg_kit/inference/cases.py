@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import SimpleITK
@@ -34,12 +34,14 @@ class Case:
         image: The file, or the folder of a DICOM series; what the user recognises.
         files: The files that are read; several for a DICOM series.
         spacing_lost: The voxel size is not known: volumes in ml are not reported.
+        label: Its ground truth, where a datalist names one.
     """
 
     name: str
     image: Path
     files: tuple[Path, ...]
     spacing_lost: bool = False
+    label: Path | None = None
 
     @property
     def is_series(self) -> bool:
@@ -105,7 +107,13 @@ def _from_datalist(path: Path, section: str | None) -> list[Case]:
         raise UserError(f"{path} is not a datalist: {error}") from error
     root = path.parent
     files = [root / image for image in dict.fromkeys(images)]
-    return _named(root, files, spacing_lost=_spacing_is_lost(root))
+    labels = {
+        root / entry["image"]: root / entry["label"]
+        for entry in entries
+        if isinstance(entry, dict) and entry.get("label")
+    }
+    cases = _named(root, files, spacing_lost=_spacing_is_lost(root))
+    return [replace(case, label=labels.get(case.image)) for case in cases]
 
 
 def _spacing_is_lost(root: Path) -> bool:

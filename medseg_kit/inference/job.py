@@ -34,6 +34,7 @@ class Job:
         is_finished: An earlier run has finished the case with the same hashes.
         volume: The image.
         image: The network's input ``(C, H, W, D)``.
+        label: Ground truth ``(1, H, W, D)`` on the network's grid, for an inferer that takes it.
         state: What the route needs for the way back.
         logits: The network's answer ``(C, H, W, D)``.
         seconds: Time by stage.
@@ -46,6 +47,7 @@ class Job:
     is_finished: bool = False
     volume: Volume | None = None
     image: torch.Tensor | None = None
+    label: torch.Tensor | None = None
     state: Any = None
     logits: torch.Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -71,7 +73,7 @@ class Job:
 
     def release(self) -> None:
         """Forget the volumes, so that memory does not depend on the number of cases."""
-        self.volume = self.image = self.state = self.logits = None
+        self.volume = self.image = self.label = self.state = self.logits = None
 
     def record(
         self, *, prediction: Path | None, route: str, device: torch.device

@@ -28,7 +28,7 @@ from medseg_kit.inference.fingerprint import fingerprint, network_fingerprint
 from medseg_kit.inference.job import Job, findings_of
 from medseg_kit.inference.memory import keep_freed_memory, use_channels_last
 from medseg_kit.inference.options import PredictOptions
-from medseg_kit.inference.reading import Volume, digest_of, read_volume
+from medseg_kit.inference.reading import Volume, digest_of, read_label, read_volume
 from medseg_kit.inference.records import Outputs
 from medseg_kit.inference.routes import Answer, choose_route
 from medseg_kit.inference.weights import load_weights
@@ -50,7 +50,9 @@ class Predictor:
 
     Args:
         network: Deployed network: in evaluation mode one tensor ``(B, 1 + K, ...)`` of logits.
-        inferer: ``(volumes, network) -> logits``, such as `VolumeInferer` or `SliceInferer`.
+        inferer: ``(volumes, network) -> logits``, such as `VolumeInferer` or `SliceInferer`. If it
+            has a method ``prepare(network)``, that is called once, with the weights loaded; if its
+            ``needs_label`` is true it gets the ground truth of a datalist as ``label``.
         preprocessing: From ``{"image": path}`` to the network's input.
         postprocessing: From ``pred`` logits to a label map on the image's grid.
         input: Folder, image, datalist or glob, see `find_cases`.
@@ -136,6 +138,9 @@ class Predictor:
         if self.options.checkpoint is not None:
             load_weights(self.network, self.options.checkpoint)
         self.network.eval().to(device)
+        prepare = getattr(self.inferer, "prepare", None)
+        if prepare is not None:  # what an inferer needs of the network and its weights
+            prepare(self.network)
         if device.type == "cpu":
             keep_freed_memory()
             use_channels_last(self.network)
@@ -179,13 +184,16 @@ class Predictor:
                 job.image, job.state = self.route.prepare(job.case, job.volume)
                 if not torch.isfinite(job.image).all():
                     raise UserError("preprocessing made voxels that are NaN or infinite")
+                if getattr(self.inferer, "needs_label", False):
+                    job.label = read_label(job.case, job.image)
         return job
 
     def _infer(self, job: Job, device: torch.device) -> None:
         if job.image is None or job.error:
             return
         with job.stage("network"), torch.no_grad():
-            logits = self.inferer(job.image[None].to(device), self.network)
+            extra = {} if job.label is None else {"label": job.label[None].to(device)}
+            logits = self.inferer(job.image[None].to(device), self.network, **extra)
             job.logits = torch.as_tensor(logits[0]).as_subclass(torch.Tensor)
 
     def _write(self, job: Job, device: torch.device) -> Job:

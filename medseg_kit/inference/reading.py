@@ -12,9 +12,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK
+import torch
+from monai.data import MetaTensor
 from monai.data.utils import correct_nifti_header_if_necessary
+from monai.transforms import LoadImage, Orientation
 
 from medseg_kit.inference.cases import NIFTI_SUFFIXES, Case
+from medseg_kit.transforms.pipelines import AXIS_NAMES
 from medseg_kit.typing import UserError
 
 # ITK's world axes are left, posterior, superior; NIfTI's and MONAI's are right, anterior, superior.
@@ -55,6 +59,31 @@ def digest_of(files: Sequence[Path]) -> str:
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def read_label(case: Case, image: torch.Tensor) -> torch.Tensor:
+    """Return the ground truth ``(1, H, W, D)`` of a case, turned as its prepared image is.
+
+    Args:
+        case: From a datalist.
+        image: The network's input ``(C, H, W, D)``; a `MetaTensor` tells its axes.
+
+    Raises:
+        UserError: If the case has no label, or image and label differ in size.
+    """
+    if case.label is None:
+        raise UserError("its ground truth is needed; give a prepared data set with labels")
+    label = LoadImage(ensure_channel_first=True, image_only=True)(str(case.label))
+    if isinstance(image, MetaTensor):
+        codes = "".join(nib.aff2axcodes(image.affine.numpy()))
+        label = Orientation(codes, labels=AXIS_NAMES)(label)
+    if label.shape[1:] != image.shape[1:]:
+        raise UserError(
+            f"its label has size {tuple(label.shape[1:])}, the prepared image"
+            f" {tuple(image.shape[1:])}; slices are compared on the grid of the file"
+        )
+    plain: torch.Tensor = label.as_tensor()
+    return plain
 
 
 def read_volume(case: Case, digest: str) -> Volume:

@@ -49,58 +49,50 @@ class OneShotNetwork(nn.Module):
     clearest winner otherwise.
 
     The prototypes are no part of the state dict: they derive from a patient, and a bundle ships
-    without them. The state's keys are ``encoder.*``.
+    without them. The state's keys are ``encoder.*``. Without prototypes nothing is found; the
+    inferer (`OneShotInferer`) refuses to run then.
 
     Args:
         encoder: Slices ``(B, channels, H, W)`` to features ``(B, C, h, w)``.
         classifier: Makes and compares prototypes; has no parameters.
         organs: Names of the organs, in the order of the label values.
-        prototypes: Support prototypes to start with; see `load_support`.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        classifier: Classifier,
-        organs: Sequence[str],
-        *,
-        prototypes: SupportPrototypes | None = None,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, classifier: Classifier, organs: Sequence[str]) -> None:
         super().__init__()
         self.encoder = encoder
         self.classifier = classifier
         self.organs = tuple(organs)
-        self.support: SupportPrototypes | None = None
-        if prototypes is not None:
-            self.load_support(prototypes)
+        self.supports: tuple[SupportPrototypes, ...] = ()
 
-    def load_support(self, prototypes: SupportPrototypes) -> None:
-        """Take the prototypes that the next forwards compare with.
+    def load_supports(self, supports: Sequence[SupportPrototypes]) -> None:
+        """Take the prototypes that the next forwards compare with, such as one a modality.
 
         Raises:
-            UserError: If they are of other organs.
+            UserError: If some are of other organs.
         """
-        if prototypes.organs != self.organs:
-            raise UserError(
-                f"the support prototypes are of the organs {list(prototypes.organs)}, the network"
-                f" of {list(self.organs)}; make them with `medseg support` of this bundle"
-            )
         device = next(self.encoder.parameters(), torch.empty(0)).device
-        for index in range(len(self.organs)):
-            for part in range(NUM_PARTS):
-                sides = (prototypes.foreground[index][part], prototypes.background[index][part])
-                for side, tensor in zip(("foreground", "background"), sides, strict=True):
-                    name = f"{side}_{index}_{part}"
-                    self.register_buffer(name, tensor.float().to(device), persistent=False)
-        self.support = prototypes
+        for number, prototypes in enumerate(supports):
+            if prototypes.organs != self.organs:
+                raise UserError(
+                    f"the support prototypes are of the organs {list(prototypes.organs)}, the"
+                    f" network of {list(self.organs)}; make them with `medseg support` of this"
+                    " bundle"
+                )
+            for index in range(len(self.organs)):
+                for part in range(NUM_PARTS):
+                    sides = (prototypes.foreground[index][part], prototypes.background[index][part])
+                    for side, tensor in zip(("foreground", "background"), sides, strict=True):
+                        name = f"{side}_{number}_{index}_{part}"
+                        self.register_buffer(name, tensor.float().to(device), persistent=False)
+        self.supports = tuple(supports)
 
     def extra_repr(self) -> str:
-        """Name the organs and the support, so that a digest of the network depends on both."""
-        digest = None if self.support is None else self.support.digest
-        return f"organs={list(self.organs)}, support={digest}"
+        """Name the organs and the supports, so that a digest of the network depends on both."""
+        return f"organs={list(self.organs)}, supports={[each.digest for each in self.supports]}"
 
     def forward(
-        self, image: torch.Tensor, part: torch.Tensor | None = None
+        self, image: torch.Tensor, part: torch.Tensor | None = None, support: int = 0
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Return logits in evaluation mode, features in training mode.
 
@@ -109,19 +101,16 @@ class OneShotNetwork(nn.Module):
             part: Part 0, 1 or 2 of the organs' extent that a slice belongs to, ``(B,)`` for all
                 organs alike or ``(B, K)``; `ABSENT` where the organ is not. Without it a slice is
                 compared with the prototypes of all parts.
-
-        Raises:
-            UserError: In evaluation mode, if there are no support prototypes.
+            support: Position among `supports`.
         """
+        features = self.encoder(image)
         if self.training:
-            return {"features": self.encoder(image)}
-        if self.support is None:
-            raise UserError(NEEDS_SUPPORT)
-        features = self.encoder(image).float()
+            return {"features": features}
+        features = features.float()
         if part is not None and part.dim() == 1:
             part = part[:, None].expand(-1, len(self.organs))
         margins = [
-            self._margin(features, index, None if part is None else part[:, index])
+            self._margin(features, f"{support}_{index}", None if part is None else part[:, index])
             for index in range(len(self.organs))
         ]
         small = torch.stack(margins, dim=1)
@@ -129,13 +118,15 @@ class OneShotNetwork(nn.Module):
         return torch.cat([torch.zeros_like(large[:, :1]), large], dim=1)
 
     def _margin(
-        self, features: torch.Tensor, index: int, part: torch.Tensor | None
+        self, features: torch.Tensor, which: str, part: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the margin ``(B, h, w)`` of one organ over its background."""
+        """Return the margin ``(B, h, w)`` of one organ (support_organ) over its background."""
+        if not self.supports:
+            return features.new_full((len(features), *features.shape[-2:]), NO_MARGIN)
         if part is None:
             every = range(NUM_PARTS)
             sides = [
-                torch.cat([self.get_buffer(f"{side}_{index}_{p}") for p in every])
+                torch.cat([self.get_buffer(f"{side}_{which}_{p}") for p in every])
                 for side in ("foreground", "background")
             ]
             return self._difference(features, sides[0], sides[1])
@@ -145,8 +136,8 @@ class OneShotNetwork(nn.Module):
             if len(chosen):
                 margin[chosen] = self._difference(
                     features[chosen],
-                    self.get_buffer(f"foreground_{index}_{number}"),
-                    self.get_buffer(f"background_{index}_{number}"),
+                    self.get_buffer(f"foreground_{which}_{number}"),
+                    self.get_buffer(f"background_{which}_{number}"),
                 )
         return margin
 

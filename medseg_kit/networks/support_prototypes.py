@@ -82,7 +82,6 @@ class SupportPrototypes:
     def state(self) -> dict[str, Any]:
         """Return the content of the file: tensors, numbers, text, and lists and dicts of them."""
         return {
-            "schema": SCHEMA,
             "organs": list(self.organs),
             "modality": self.modality,
             "weights": self.weights,
@@ -91,46 +90,48 @@ class SupportPrototypes:
             "scans": [vars(scan) for scan in self.scans],
         }
 
-    def save(self, path: PathLike) -> Path:
-        """Write the prototypes atomically; returns the file.
 
-        Args:
-            path: ``support_prototypes.pt``.
-        """
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            torch.save(self.state(), temporary)
-        return file
+def save_supports(path: PathLike, supports: Sequence[SupportPrototypes]) -> Path:
+    """Write prototypes, of one modality or of several, atomically; returns the file.
 
-    @classmethod
-    def load(cls, path: PathLike) -> SupportPrototypes:
-        """Read what `save` wrote.
+    Args:
+        path: ``support_prototypes.pt``.
+        supports: What `load_supports` returns.
+    """
+    file = Path(path)
+    with replacing(file) as temporary:
+        content = {"schema": SCHEMA, "supports": [each.state() for each in supports]}
+        torch.save(content, temporary)
+    return file
 
-        Raises:
-            UserError: If the file is missing, unreadable or holds something else.
-        """
-        file = Path(path)
-        if not file.is_file():
-            raise UserError(f"{file} does not exist; make it with `medseg support`")
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-            raise UserError(
-                f"{file} is not a readable weights-only file ({error}); make it again with"
-                " `medseg support`"
-            ) from error
-        try:
-            return _parse(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{file} holds no support prototypes ({error}); make it with `medseg support`"
-            ) from error
+
+def load_supports(path: PathLike) -> tuple[SupportPrototypes, ...]:
+    """Read what `save_supports` wrote.
+
+    Raises:
+        UserError: If the file is missing, unreadable or holds something else.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; make it with `medseg support`")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(
+            f"{file} is not a readable weights-only file ({error}); make it again with"
+            " `medseg support`"
+        ) from error
+    try:
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"schema {content['schema']}, this version reads {SCHEMA}")
+        return tuple(_parse(state) for state in content["supports"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file} holds no support prototypes ({error}); make it with `medseg support`"
+        ) from error
 
 
 def _parse(state: Mapping[str, Any]) -> SupportPrototypes:
-    if state["schema"] != SCHEMA:
-        raise ValueError(f"schema {state['schema']}, this version reads {SCHEMA}")
     organs = tuple(str(organ) for organ in state["organs"])
     sides = []
     for side in ("foreground", "background"):

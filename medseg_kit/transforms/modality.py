@@ -22,6 +22,24 @@ MR_QUANTILE = 0.995
 _TOLERANCE = 1e-5
 
 
+class ClipCTorMRd(MapTransform):
+    """Cut off what `ScaleCTorMRd` cuts off, and keep the unit of the file.
+
+    Args:
+        keys: Images, channel first.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data with clipped images, float32."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = clip_ct_or_mr(torch.as_tensor(result[key]))
+        return result
+
+
 class ScaleCTorMRd(MapTransform):
     """Standardise CT by fixed numbers and MR by those of the volume.
 
@@ -46,16 +64,27 @@ class ScaleCTorMRd(MapTransform):
 
 def scale_ct_or_mr(image: torch.Tensor) -> torch.Tensor:
     """Return a scaled volume, see `ScaleCTorMRd`; a constant MR volume becomes 0."""
-    image = image.to(torch.float32)
-    if float(image.min()) < CT_BELOW:
+    clipped = clip_ct_or_mr(image)
+    if is_ct(image):
         low, high = CT_WINDOW
-        unit = ((image - low) / (high - low)).clamp(0, 1)
-        return (unit - CT_MEAN) / CT_SD
+        return ((clipped - low) / (high - low) - CT_MEAN) / CT_SD
+    sd = float(clipped.std(unbiased=False))
+    return (clipped - clipped.mean()) / (sd if sd > 0 else 1.0)
+
+
+def clip_ct_or_mr(image: torch.Tensor) -> torch.Tensor:
+    """Return a volume in its own unit, float32, its extremes cut off as in `ScaleCTorMRd`."""
+    image = image.to(torch.float32)
+    if is_ct(image):
+        return image.clamp(*CT_WINDOW)
     rank = max(1, round(MR_QUANTILE * image.numel()))  # torch.quantile takes 2**24 values at most
     top = float(torch.kthvalue(image.as_subclass(torch.Tensor).flatten(), rank).values)
-    image = image.clamp(max=top)
-    sd = float(image.std(unbiased=False))
-    return (image - image.mean()) / (sd if sd > 0 else 1.0)
+    return image.clamp(max=top)
+
+
+def is_ct(image: torch.Tensor) -> bool:
+    """Return whether a volume, as stored or clipped, is CT in Hounsfield units."""
+    return float(image.min()) < CT_BELOW
 
 
 def modality_of(image: torch.Tensor) -> str:

@@ -43,7 +43,7 @@ from monai.transforms import (
 )
 from monai.utils.enums import CommonKeys
 
-from medseg_kit.transforms.modality import ScaleCTorMRd
+from medseg_kit.transforms.modality import ClipCTorMRd, ScaleCTorMRd
 from medseg_kit.transforms.spacing import Spacingd
 
 AXIS_NAMES = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -52,7 +52,7 @@ MAX_BACKGROUND_CENTRES = 20_000
 # Scaling of a whole volume whose intensities have no unit (MR), by name: mean 0 and SD 1 over the
 # non-zero voxels; smallest and largest value to 0 and 1; the 0.5 and 99.5 percentiles to 0 and 1
 # with the rest clipped, which a few bright voxels do not disturb; and CT and MR told apart, each
-# scaled in its own way.
+# scaled, or only clipped, in its own way.
 INTENSITIES: Mapping[str, Transform] = {
     "zscore": NormalizeIntensityd(keys=CommonKeys.IMAGE, nonzero=True),
     "minmax": ScaleIntensityd(keys=CommonKeys.IMAGE, minv=0.0, maxv=1.0),
@@ -60,6 +60,7 @@ INTENSITIES: Mapping[str, Transform] = {
         keys=CommonKeys.IMAGE, lower=0.5, upper=99.5, b_min=0.0, b_max=1.0, clip=True
     ),
     "ct_or_mr": ScaleCTorMRd(keys=CommonKeys.IMAGE),
+    "clip_ct_or_mr": ClipCTorMRd(keys=CommonKeys.IMAGE),
 }
 
 

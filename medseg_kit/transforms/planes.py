@@ -57,7 +57,7 @@ def slicing_axis(volume: torch.Tensor, slice_axis: int | None = None) -> int:
         logger.debug("slices along axis %d of a volume without spacing", axis)
         return axis
     current = _matrix(volume.affine)
-    stored = _matrix(volume.meta.get("original_affine", current))
+    stored = _matrix(volume.meta.get("original_affine", volume.affine))
     stored_shape = np.asarray(volume.meta.get("spatial_shape", shape)).reshape(-1, 3)[0]
     spacing = np.linalg.norm(stored, axis=0)
     chosen = slice_axis

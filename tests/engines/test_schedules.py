@@ -9,6 +9,7 @@ from medseg_kit.engines.schedules import (
     linear,
     poly,
     ssl4mis_ramp,
+    staircase,
     warmup_poly,
 )
 
@@ -67,3 +68,10 @@ def test_warmup_poly__from_start_to_one_to_zero():
     assert schedule(100, 100) == 0
     with pytest.raises(ValueError, match="warmup"):
         warmup_poly(warmup=1.0)
+
+
+def test_staircase__one_stage_a_round():
+    schedule = staircase(gamma=0.5, num_stages=3)
+    assert [schedule(step, 6) for step in range(8)] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    with pytest.raises(ValueError, match="num_stages must be at least 1"):
+        staircase(gamma=0.5, num_stages=0)

@@ -1,0 +1,223 @@
+"""One-shot segmentation as an inferer: a query volume and support prototypes in, logits out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from monai.data import MetaTensor
+
+from medseg_kit.inference.positions import (
+    MARGIN,
+    RULES,
+    find_parts,
+    oracle_parts,
+    slice_profiles,
+)
+from medseg_kit.inference.slices import Network, SliceInferer
+from medseg_kit.inference.support import SupportSource, field_of_view
+from medseg_kit.networks.one_shot import ABSENT, NEEDS_SUPPORT, NO_MARGIN, OneShotNetwork
+from medseg_kit.networks.support_prototypes import SupportPrototypes
+from medseg_kit.transforms.modality import modality_of
+from medseg_kit.transforms.planes import resize_slices, slicing_axis, voxel_mm
+from medseg_kit.typing import UserError
+
+logger = logging.getLogger(__name__)
+
+EXTENTS = ("full", "oracle")
+# Fields of view that differ by more than this are outside what training varies.
+_FIELD_RATIO = 1.5
+
+
+class OneShotInferer(SliceInferer):
+    """Runs a `OneShotNetwork` over volumes and tells it which part of the organs a slice shows.
+
+    Slices are taken as `SliceInferer` takes them. With extent ``full`` the part comes from the
+    position of the query beside the support scan (`find_parts`); with ``oracle``, for evaluation
+    as in the papers, from the query's own ground truth, and nothing is found outside the organ's
+    true slices. Slices without any organ do not go through the network.
+
+    Args:
+        slice_size: In-plane size ``(H, W)`` that the network wants.
+        support: Where the prototypes come from, if the network has none; see `prepare`.
+        extent: "full" or "oracle".
+        rule: How the query's position is found, "aligned" or "body".
+        margin: Share of an organ's extent by which the query's may be longer than the support's.
+        sw_batch_size: Slices a batch.
+        interpolation: How slices are resized, "linear" or "nearest"; as in training.
+
+    Raises:
+        ValueError: For an unknown extent, rule or interpolation.
+    """
+
+    def __init__(
+        self,
+        *,
+        slice_size: Sequence[int],
+        support: SupportSource | None = None,
+        extent: str = "full",
+        rule: str = "aligned",
+        margin: float = MARGIN,
+        sw_batch_size: int = 16,
+        interpolation: str = "linear",
+    ) -> None:
+        super().__init__(
+            slice_size=slice_size, sw_batch_size=sw_batch_size, interpolation=interpolation
+        )
+        for name, value, known in (("extent", extent, EXTENTS), ("rule", rule, RULES)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+        self.support = support
+        self.extent = extent
+        self.rule = rule
+        self.margin = margin
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether a call takes the ground truth."""
+        return self.extent == "oracle"
+
+    def prepare(self, network: torch.nn.Module) -> None:
+        """Give the network the prototypes of the support source, made with its present weights.
+
+        Batch prediction calls this once before the first case; otherwise the first volume does.
+        In training call it before each validation (`SupportHandler`).
+
+        Raises:
+            UserError: If there is no support, or it does not serve.
+        """
+        unwrapped = _unwrapped(network)
+        if self.support is None:
+            if not unwrapped.supports:
+                raise UserError(NEEDS_SUPPORT)
+            return
+        unwrapped.load_supports(
+            self.support.supports(
+                unwrapped,
+                slice_size=cast("tuple[int, int]", self.slice_size),
+                interpolation=self.interpolation,
+            )
+        )
+
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        network: Network,
+        *args: Any,
+        label: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return the logits of all slices as one plain tensor ``(B, 1 + K, H, W, D)`` float32.
+
+        Args:
+            inputs: Volumes ``(B, channels, H, W, D)``; a `MetaTensor` tells the spacing.
+            network: A `OneShotNetwork`, perhaps wrapped, in evaluation mode.
+            *args: Passed on to the network after the part.
+            label: Ground truth ``(B, 1, H, W, D)``; needed by the extent "oracle" only.
+            **kwargs: Passed on to the network.
+
+        Raises:
+            ValueError: If ``inputs`` has not three spatial axes, or the ground truth is missing.
+            UserError: If there are no prototypes, or they are of another modality.
+        """
+        if inputs.dim() != 5:
+            raise ValueError(f"volumes (B, C, H, W, D) are needed, got {tuple(inputs.shape)}")
+        if self.extent == "oracle" and label is None:
+            raise ValueError("the extent 'oracle' takes the slices from the ground truth: no label")
+        one_shot = _unwrapped(cast("torch.nn.Module", network))
+        if not one_shot.supports:
+            self.prepare(one_shot)
+        axis = slicing_axis(inputs, self.slice_axis)
+        answers = []
+        for index in range(len(inputs)):
+            volume = inputs[index]
+            number = _of_its_modality(volume, one_shot.supports)
+            support = one_shot.supports[number]
+            _check_field_of_view(volume, axis, support)
+            slices = volume.as_subclass(torch.Tensor).movedim(1 + axis, 0)
+            truth = None if label is None else label[index, 0].as_subclass(torch.Tensor)
+            part = self._parts(
+                slices,
+                None if truth is None else truth.movedim(axis, 0),
+                spacing=voxel_mm(volume)[axis],
+                support=support,
+            )
+            logits = self._segment(slices, part, network, number, *args, **kwargs)
+            answers.append(logits.movedim(0, 1 + axis))
+        return torch.stack(answers)
+
+    def _parts(
+        self,
+        slices: torch.Tensor,
+        truth: torch.Tensor | None,
+        *,
+        spacing: float,
+        support: SupportPrototypes,
+    ) -> torch.Tensor:
+        """Return the part ``(D, K)`` of slices ``(D, C, H, W)``."""
+        if self.extent == "oracle" and truth is not None:
+            return oracle_parts(truth, len(support.organs)).to(slices.device)
+        small = resize_slices(slices, cast("tuple[int, int]", self.slice_size))
+        part = find_parts(
+            slice_profiles(small), spacing, support.scans, rule=self.rule, margin=self.margin
+        )
+        return part.to(slices.device)
+
+    def _segment(
+        self,
+        slices: torch.Tensor,
+        part: torch.Tensor,
+        network: Network,
+        support: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return the logits ``(D, 1 + K, H, W)`` of slices ``(D, C, H, W)``."""
+        shape = (len(slices), 1 + part.shape[1], *slices.shape[2:])
+        logits = slices.new_full(shape, NO_MARGIN, dtype=torch.float32)
+        logits[:, 0] = 0.0
+        for chosen in (part != ABSENT).any(dim=1).nonzero()[:, 0].split(self.sw_batch_size):
+
+            def answer(batch: torch.Tensor, chosen: torch.Tensor = chosen) -> torch.Tensor:
+                return network(batch, part[chosen], support, *args, **kwargs)
+
+            logits[chosen] = self._predict(slices[chosen], answer)
+        return logits
+
+
+def _unwrapped(network: torch.nn.Module) -> OneShotNetwork:
+    inner = getattr(network, "module", network)
+    if not isinstance(inner, OneShotNetwork):
+        raise TypeError(f"a OneShotNetwork is needed, got {type(inner).__name__}")
+    return inner
+
+
+def _of_its_modality(volume: torch.Tensor, supports: Sequence[SupportPrototypes]) -> int:
+    """Return the position of the support of a volume's modality; refuse a query without one."""
+    known = [support.modality for support in supports]
+    if known == ["unknown"]:
+        return 0
+    modality = modality_of(volume.as_subclass(torch.Tensor))
+    if modality not in known:
+        raise UserError(
+            f"the query is {modality}, the support {' and '.join(known)}: prototypes compare"
+            " within a modality only; give a support scan of the query's modality"
+        )
+    return known.index(modality)
+
+
+def _check_field_of_view(volume: torch.Tensor, axis: int, support: SupportPrototypes) -> None:
+    """Warn where a query's slices cover another length than the support's."""
+    if not isinstance(volume, MetaTensor):
+        return  # no voxel size
+    fields = [scan.field_of_view for scan in support.scans]
+    field, usual = field_of_view(volume, axis), sum(fields) / max(1, len(fields))
+    if max(field, usual) > _FIELD_RATIO * min(field, usual):
+        logger.warning(
+            "the query's field of view is %.0f mm, the support's %.0f mm: slices are compared by"
+            " their share of it, so organs differ in size; crop one of them",
+            field,
+            usual,
+        )

@@ -1,0 +1,146 @@
+"""CoWPro and FedCoWPro: one-way, one-shot episodes on superpixels.
+
+A superpixel of a slice is the organ of the moment: one distorted view of the slice is the support,
+another the query. ALPNet (Ouyang et al. 2020, https://arxiv.org/abs/2007.09886) with correlated
+prototypes (CoWPro); the spatial and edge Dice terms are FedCoWPro's (equation 4).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.utils.enums import CommonKeys
+from torch import nn
+from torch.nn import functional
+
+from medseg_kit.engines.step import Losses, TrainStep
+from medseg_kit.losses.fused_dice import edge_dice, spatial_dice
+from medseg_kit.networks.prototypes import Cells, PrototypeClassifier
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedTrainer
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 4  # pooling window of the support features in training
+CLASS_WEIGHTS = (0.05, 1.0)  # of background and foreground in the cross-entropy of the query
+
+
+class CoWProStep(TrainStep):
+    """Segments each query by its support, then the support by the answer.
+
+    The first half of a batch are supports, the second half their queries (`EpisodeLoader`), and
+    both go through the network at once. An episode whose support mask is empty does not count. If
+    nothing is found in a query there is nothing to segment the support by: that loss is 0 for the
+    episode, which is counted in ``num_unaligned``.
+
+    Args:
+        classifier: Makes and compares prototypes.
+        spatial_weight: Weight of the spatial Dice loss; 1 in the second column of the paper.
+        edge_weight: Weight of the edge Dice loss; 1 there too.
+        edge_denominator: See `edge_dice`.
+        window: Side of a prototype's cell in pixels of the features.
+        freeze_norm: Normalise by the statistics that the network came with, instead of those of the
+            batch.
+        **options: Those of `TrainStep`.
+    """
+
+    def __init__(
+        self,
+        classifier: PrototypeClassifier,
+        *,
+        spatial_weight: float = 0.0,
+        edge_weight: float = 0.0,
+        edge_denominator: str = "squared",
+        window: int = WINDOW,
+        freeze_norm: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.classifier = classifier
+        self.spatial_weight = spatial_weight
+        self.edge_weight = edge_weight
+        self.edge_denominator = edge_denominator
+        self.window = window
+        self.freeze_norm = freeze_norm
+        self.num_unaligned = 0
+
+    def losses(
+        self, engine: SupervisedTrainer, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, Losses]:
+        """Return the queries' logits ``(B, 2, H, W)`` and the losses of the episodes."""
+        masks = batch[CommonKeys.LABEL][:, 0]
+        if self.freeze_norm:
+            for layer in engine.network.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
+        features = engine.network(batch[CommonKeys.IMAGE])["features"].float()
+        (support, query), (support_mask, query_mask) = features.chunk(2), masks.chunk(2)
+        used = (support_mask > 0).flatten(1).any(dim=1)
+        cells = self.classifier.cells(support, support_mask.float(), window=self.window)
+        small = self._logits(query, cells)
+        logits = _enlarged(small, masks.shape[-2:])
+        losses = {
+            "query": _mean(_weighted_cross_entropy(logits, query_mask.long()), used),
+            "alignment": self._alignment(small, features, support_mask.long(), used),
+        }
+        foreground, target = logits.softmax(dim=1)[:, 1], query_mask.float()
+        if self.spatial_weight:
+            losses["spatial"] = self.spatial_weight * _mean(spatial_dice(foreground, target), used)
+        if self.edge_weight:
+            edges = edge_dice(foreground, target, denominator=self.edge_denominator)
+            losses["edge"] = self.edge_weight * _mean(edges, used)
+        return logits, losses
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the step and the count of unaligned episodes."""
+        return {**super().state_dict(), "num_unaligned": self.num_unaligned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.num_unaligned = int(state["num_unaligned"])
+
+    def _alignment(
+        self,
+        answer: torch.Tensor,
+        features: torch.Tensor,
+        support_mask: torch.Tensor,
+        used: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return the loss of the supports, segmented by the queries' answers ``(B, 2, h, w)``."""
+        support, query = features.chunk(2)
+        found = answer.argmax(dim=1)
+        cells = self.classifier.cells(query, found.float(), window=self.window)
+        logits = _enlarged(self._logits(support, cells), support_mask.shape[-2:])
+        has_answer = found.flatten(1).any(dim=1)
+        missing = int((used & ~has_answer).sum())
+        if missing:
+            self.num_unaligned += missing
+            logger.debug("nothing found in %d queries, %d so far", missing, self.num_unaligned)
+        losses = functional.cross_entropy(logits, support_mask, reduction="none").mean((1, 2))
+        return _mean(losses, used & has_answer)
+
+    def _logits(self, query: torch.Tensor, cells: Cells) -> torch.Tensor:
+        score = self.classifier.score
+        background = score(query, cells.background, cells.background_valid)
+        foreground = score(query, cells.foreground, cells.foreground_valid)
+        return torch.stack([background, foreground], dim=1)
+
+
+def _enlarged(logits: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    return functional.interpolate(logits, size, mode="bilinear")
+
+
+def _weighted_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return each image's cross-entropy, ``(B,)``: the mean over pixels by class weight."""
+    weights = logits.new_tensor(CLASS_WEIGHTS)
+    losses = functional.cross_entropy(logits, target, weight=weights, reduction="none")
+    return losses.sum((1, 2)) / weights[target].sum((1, 2))
+
+
+def _mean(values: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the values ``(B,)`` that count, 0 if none does."""
+    return torch.where(used, values, 0.0).sum() / used.sum().clamp(min=1)

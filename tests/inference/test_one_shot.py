@@ -1,0 +1,322 @@
+"""One-shot inference: support scans to prototypes, query volumes to labels, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from medseg_kit.cli.predict import predict
+from medseg_kit.cli.support import support
+from medseg_kit.inference.one_shot import OneShotInferer
+from medseg_kit.inference.support import SupportHandler, SupportSource, make_supports
+from medseg_kit.networks.one_shot import OneShotNetwork
+from medseg_kit.networks.prototypes import PrototypeClassifier
+from medseg_kit.networks.support_prototypes import load_supports, save_supports
+from medseg_kit.transforms.pipelines import volume_preprocessing
+from medseg_kit.typing import UserError
+from tests.inference.one_shot_parts import (
+    ORGANS,
+    SIZE,
+    Encoder,
+    scan,
+    write,
+    write_bundle,
+)
+
+PREPROCESSING = volume_preprocessing(intensity="ct_or_mr")
+
+
+@pytest.fixture
+def network() -> OneShotNetwork:
+    return OneShotNetwork(Encoder(), PrototypeClassifier(), ORGANS).eval()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> SupportSource:
+    image, label = write(tmp_path / "support", "s", scan())
+    return SupportSource(PREPROCESSING, support=image, support_label=label)
+
+
+def inferer(source: SupportSource | None, **changes) -> OneShotInferer:
+    return OneShotInferer(slice_size=(SIZE, SIZE), support=source, sw_batch_size=5, **changes)
+
+
+def query(folder: Path, *args, **kwargs) -> tuple[MetaTensor, torch.Tensor]:
+    """Return a prepared volume (1, 1, H, W, D) and its label, of `scan` with these arguments."""
+    image, label = write(folder / "query", "q", scan(*args, seed=1, **kwargs))
+    volume = PREPROCESSING({"image": image})["image"]
+    return volume[None], torch.as_tensor(nib.load(label).get_fdata())[None, None]
+
+
+def dice(labels: torch.Tensor, truth: torch.Tensor, value: int) -> float:
+    one, other = labels == value, truth == value
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+@pytest.mark.parametrize("extent", ["full", "oracle"])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_one_shot_inferer__finds_the_organs_of_another_scan(
+    network, source, tmp_path, extent, shift
+):
+    volume, truth = query(tmp_path, shift)
+    logits = inferer(source, extent=extent)(volume, network, label=truth)
+
+    assert logits.shape == (1, 3, SIZE, SIZE, 18)
+    assert type(logits) is torch.Tensor
+    labels = logits.argmax(dim=1, keepdim=True)
+    floor = 0.85 if extent == "oracle" else 0.75
+    assert [dice(labels, truth, value) > floor for value in (1, 2)] == [True, True]
+
+
+def test_one_shot_inferer__oracle_leaves_slices_without_the_organ_empty(network, source, tmp_path):
+    volume, truth = query(tmp_path)
+    labels = inferer(source, extent="oracle")(volume, network, label=truth).argmax(dim=1)
+    for value in (1, 2):
+        empty = ~(truth[0, 0] == value).any(dim=0).any(dim=0)
+        assert not (labels[0][..., empty] == value).any()
+
+
+def test_one_shot_inferer__query_without_an_organ(network, source, tmp_path):
+    volume, truth = query(tmp_path, organs=(1,))
+    oracle = inferer(source, extent="oracle")(volume, network, label=truth).argmax(dim=1)
+    full = inferer(source)(volume, network).argmax(dim=1)
+    assert not (oracle == 2).any()
+    assert (full == 2).sum() < 0.1 * (truth == 1).sum()  # nothing looks like the spleen
+    assert dice(full[:, None], truth, 1) > 0.75
+
+
+def test_one_shot_inferer__a_batch_is_its_volumes(network, source, tmp_path):
+    first, _ = query(tmp_path)
+    second, _ = query(tmp_path, 2)
+    run = inferer(source)
+    both = run(torch.cat([first.as_tensor(), second.as_tensor()]), network)
+    torch.testing.assert_close(both[1:], run(second.as_tensor(), network), rtol=0, atol=1e-5)
+
+
+def test_one_shot_inferer__oracle_needs_the_ground_truth(network, source):
+    with pytest.raises(ValueError, match="takes the slices from the ground truth"):
+        inferer(source, extent="oracle")(torch.zeros(1, 1, 8, 8, 8), network)
+
+
+@pytest.mark.parametrize("changes", [{"extent": "all"}, {"rule": "nearest"}])
+def test_one_shot_inferer__wrong_choice(changes):
+    with pytest.raises(ValueError, match="must be one of"):
+        inferer(None, **changes)
+
+
+def test_one_shot_inferer__no_support_names_the_command(network, tmp_path):
+    volume, _ = query(tmp_path)
+    with pytest.raises(UserError, match="medseg support BUNDLE"):
+        inferer(None)(volume, network)
+    nowhere = SupportSource(PREPROCESSING, support=str(tmp_path / "support_prototypes.pt"))
+    with pytest.raises(UserError, match=r"support_prototypes\.pt does not exist.*medseg support"):
+        inferer(nowhere)(volume, network)
+
+
+def test_one_shot_inferer__other_modality(network, source, tmp_path):
+    volume, _ = query(tmp_path, ct=True)
+    with pytest.raises(UserError, match="the query is CT, the support MR"):
+        inferer(source)(volume, network)
+
+
+def test_one_shot_inferer__other_spacing_is_stated(network, source, tmp_path, caplog):
+    volume, _ = query(tmp_path)
+    small = MetaTensor(volume.as_tensor(), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+    with caplog.at_level(logging.WARNING):
+        inferer(source)(small, network)
+    assert "field of view is 32 mm, the support's 64 mm" in caplog.text
+
+
+def test_make_supports__empty_label(network, tmp_path):
+    image, label = write(tmp_path, "s", scan(organs=()))
+    with pytest.raises(UserError, match=r"s\.nii\.gz is empty: no voxel of liver, spleen"):
+        make_supports(
+            network,
+            [{"image": image, "label": label}],
+            preprocessing=PREPROCESSING,
+            slice_size=(SIZE, SIZE),
+        )
+
+
+def test_make_supports__missing_organ_is_said_and_never_found(network, tmp_path, caplog):
+    image, label = write(tmp_path / "support", "s", scan(organs=(1,)))
+    volume, _ = query(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        logits = inferer(SupportSource(PREPROCESSING, support=image, support_label=label))(
+            volume, network
+        )
+    assert "the support has no spleen" in caplog.text
+    assert network.supports
+    assert network.supports[0].missing == ("spleen",)
+    assert not (logits.argmax(dim=1) == 2).any()
+
+
+def test_make_supports__label_of_another_grid(network, tmp_path):
+    image, _ = write(tmp_path / "a", "s", scan())
+    _, label = write(tmp_path / "b", "s", scan(depth=12))
+    other = SupportSource(PREPROCESSING, support=image, support_label=label)
+    with pytest.raises(UserError, match="a label lies on the grid of its image"):
+        inferer(other).prepare(network)
+
+
+def test_make_supports__several_scans(network, tmp_path):
+    pairs = [write(tmp_path, f"s{shift}", scan(shift, seed=shift)) for shift in (0, 2)]
+    images, labels = zip(*pairs, strict=True)
+    (both,) = SupportSource(
+        PREPROCESSING, support=",".join(images), support_label=list(labels)
+    ).supports(network, slice_size=(SIZE, SIZE))
+    assert len(both.scans) == 2
+    single = inferer(SupportSource(PREPROCESSING, support=images[0], support_label=labels[0]))
+    single.prepare(network)
+    numbers = [len(part) for parts in network.supports[0].foreground for part in parts]
+    twice = [len(part) for parts in both.foreground for part in parts]
+    assert all(more > number for more, number in zip(twice, numbers, strict=True))
+
+    with pytest.raises(UserError, match="2 support scans and 1 labels"):
+        inferer(SupportSource(PREPROCESSING, support=images, support_label=labels[0])).prepare(
+            network
+        )
+
+
+def test_make_supports__one_set_a_modality(network, tmp_path):
+    pairs = [write(tmp_path, f"s{ct}", scan(ct=ct)) for ct in (True, False)]
+    images, labels = zip(*pairs, strict=True)
+    run = inferer(SupportSource(PREPROCESSING, support=images, support_label=labels))
+    run.prepare(network)
+    assert [each.modality for each in network.supports] == ["CT", "MR"]
+    for ct in (True, False):
+        volume, truth = query(tmp_path, ct=ct)
+        labels = run(volume, network).argmax(dim=1, keepdim=True)
+        assert [dice(labels, truth, value) > 0.75 for value in (1, 2)] == [True, True]
+
+
+def test_make_supports__leaves_the_mode_of_the_network(network, source):
+    network.train()
+    source.supports(network, slice_size=(SIZE, SIZE))
+    assert network.training
+
+
+def test_support_source__file_of_other_weights(network, source, tmp_path):
+    path = save_supports(tmp_path / "p.pt", source.supports(network, slice_size=(SIZE, SIZE)))
+    SupportSource(PREPROCESSING, support=path).supports(network, slice_size=(SIZE, SIZE))
+    with torch.no_grad():
+        network.encoder.scale.add_(1)
+    with pytest.raises(UserError, match="made with other weights"):
+        SupportSource(PREPROCESSING, support=path).supports(network, slice_size=(SIZE, SIZE))
+    with pytest.raises(UserError, match="need no --support_label"):
+        SupportSource(PREPROCESSING, support=path, support_label="x").supports(
+            network, slice_size=(SIZE, SIZE)
+        )
+
+
+def test_support_handler__makes_them_with_the_present_weights(network, source):
+    run = inferer(source)
+    handler = SupportHandler(run, network)
+    digests = []
+    for _ in range(2):
+        handler(None)
+        assert network.supports
+        digests.append(network.supports[0].digest)
+        with torch.no_grad():
+            network.encoder.scale.add_(1)
+    assert digests[0] != digests[1]
+
+
+def _labels(folder: Path) -> np.ndarray:
+    return np.asarray(nib.load(folder / "q.nii.gz").dataobj)
+
+
+def test_commands__support_then_predict(tmp_path):
+    bundle = write_bundle(tmp_path)
+    scan_file, label = write(tmp_path / "support", "s", scan())
+    image, truth = write(tmp_path / "query", "q", scan(2, seed=1))
+    out = tmp_path / "prototypes.pt"
+    assert support(str(bundle), image=scan_file, label=label, out=str(out), device="cpu") == 0
+    assert [each.modality for each in load_supports(out)] == ["MR"]
+
+    common = {"input": image, "device": "cpu", "progress": False}
+    predict(str(bundle), output=str(tmp_path / "a"), support=str(out), **common)
+    predict(
+        str(bundle),
+        output=str(tmp_path / "b"),
+        support=scan_file,
+        support_label=label,
+        **common,
+    )
+    np.testing.assert_array_equal(_labels(tmp_path / "a"), _labels(tmp_path / "b"))
+    expected = torch.as_tensor(nib.load(truth).get_fdata())
+    assert dice(torch.as_tensor(_labels(tmp_path / "a")), expected, 1) > 0.75
+    record = json.loads((tmp_path / "a" / "q.json").read_text())
+    assert record["labels"] == {"1": "liver", "2": "spleen"}
+
+
+def test_commands__another_support_predicts_again(tmp_path):
+    bundle = write_bundle(tmp_path)
+    image, _ = write(tmp_path / "query", "q", scan())
+    times = []
+    for shift in (0, 0, 2):
+        scan_file, label = write(tmp_path / "support", "s", scan(shift))
+        predict(
+            str(bundle),
+            input=image,
+            output=str(tmp_path / "out"),
+            support=scan_file,
+            support_label=label,
+            device="cpu",
+            progress=False,
+        )
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        written = (tmp_path / "out" / "q.nii.gz").stat().st_mtime_ns
+        assert summary["done"] == 1
+        times.append(written)
+    assert times[0] == times[1] < times[2]
+
+
+def test_commands__without_prototypes(tmp_path):
+    bundle = write_bundle(tmp_path)
+    image, _ = write(tmp_path / "query", "q", scan())
+    with pytest.raises(SystemExit, match=r"error: .*support_prototypes\.pt.*medseg support"):
+        predict(str(bundle), input=image, output=str(tmp_path / "o"), device="cpu", progress=False)
+
+
+def test_support__wrong_use(tmp_path, repository):
+    bundle = write_bundle(tmp_path)
+    with pytest.raises(UserError, match=r"must end in \.pt"):
+        support(str(bundle), image="a", label="b", out="prototypes")
+    other = repository / "bundles" / "hippocampus_mr_segviz"
+    with pytest.raises(UserError, match="is no one-shot bundle"):
+        support(str(other), image="a", label="b", out="p.pt", device="cpu")
+
+
+@pytest.mark.slow
+def test_commands__monai_does_the_same(tmp_path, repository):
+    bundle = write_bundle(tmp_path)
+    scan_file, label = write(tmp_path / "support", "s", scan())
+    image, _ = write(tmp_path / "query", "q", scan(2, seed=1))
+    given = {"support": scan_file, "support_label": label}
+    predict(str(bundle), input=image, output=str(tmp_path / "a"), device="cpu", **given)
+    words = [sys.executable, "-m", "monai.bundle", "run"]
+    words += ["--config_file", str(bundle / "configs" / "inference.yaml")]
+    words += ["--dataset_dir", image, "--output_dir", str(tmp_path / "b")]
+    words += [part for key, value in given.items() for part in (f"--{key}", value)]
+    result = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    np.testing.assert_array_equal(_labels(tmp_path / "a"), _labels(tmp_path / "b"))

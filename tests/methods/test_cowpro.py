@@ -1,0 +1,122 @@
+"""CoWPro's episodes: losses, edge cases, and that a few steps learn a synthetic task."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from medseg_kit.methods.cowpro import CoWProStep
+from medseg_kit.networks.dilated_resnet import DilatedResNet
+from medseg_kit.networks.one_shot import OneShotNetwork
+from medseg_kit.networks.prototypes import PrototypeClassifier
+
+SIZE = 64
+
+
+def step(**options) -> CoWProStep:
+    return CoWProStep(PrototypeClassifier(), total_steps=10, **options)
+
+
+@pytest.fixture
+def engine() -> SimpleNamespace:
+    torch.manual_seed(0)
+    encoder = DilatedResNet(18, widen_factor=0.125, out_channels=32)
+    return SimpleNamespace(network=OneShotNetwork(encoder, PrototypeClassifier(), ["organ"]))
+
+
+def episodes(number: int, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return supports, then queries: a bright square on noise, moved a little."""
+    generator = torch.Generator().manual_seed(seed)
+    image = 0.3 * torch.randn(2 * number, 1, SIZE, SIZE, generator=generator)
+    mask = torch.zeros(2 * number, 1, SIZE, SIZE, dtype=torch.uint8)
+    for index in range(2 * number):
+        row, column = torch.randint(4, 24, (2,), generator=generator).tolist()
+        mask[index, :, row : row + 32, column : column + 32] = 1
+    return {"image": image + 2 * mask, "label": mask}
+
+
+def test_losses__are_those_of_the_paper(engine):
+    plain = step().losses(engine, episodes(2))[1]
+    assert set(plain) == {"query", "alignment"}
+    logits, fused = step(spatial_weight=1.0, edge_weight=0.5).losses(engine, episodes(2))
+    assert set(fused) == {"query", "alignment", "spatial", "edge"}
+    assert logits.shape == (2, 2, SIZE, SIZE)
+    assert 0 <= float(fused["edge"].detach()) <= 0.5
+    for loss in fused.values():
+        (gradient,) = torch.autograd.grad(
+            loss, engine.network.encoder.projection.weight, retain_graph=True
+        )
+        assert torch.isfinite(gradient).all()
+        assert gradient.abs().sum() > 0
+
+
+def test_losses__of_a_batch_are_the_mean_of_its_episodes(engine):
+    engine.network.encoder.eval()  # each episode is normalised alone
+    batch = episodes(3)
+    together = step(spatial_weight=1, edge_weight=1).losses(engine, batch)[1]
+    alone = []
+    for index in range(3):
+        pair = {key: value[[index, 3 + index]] for key, value in batch.items()}
+        alone.append(step(spatial_weight=1, edge_weight=1).losses(engine, pair)[1])
+    for name, loss in together.items():
+        mean = torch.stack([losses[name] for losses in alone]).mean()
+        torch.testing.assert_close(loss, mean, atol=1e-5, rtol=1e-5)
+
+
+def test_losses__empty_support_does_not_count(engine):
+    engine.network.encoder.eval()
+    batch = episodes(2)
+    batch["label"][0] = 0
+    losses = step().losses(engine, batch)[1]
+    pair = {key: value[[1, 3]] for key, value in batch.items()}
+    for name, loss in step().losses(engine, pair)[1].items():
+        torch.testing.assert_close(losses[name], loss, atol=1e-5, rtol=1e-5)
+    batch["label"][:] = 0
+    assert all(float(x.detach()) == 0 for x in step().losses(engine, batch)[1].values())
+
+
+def test_alignment__without_an_answer_is_0_and_counted():
+    class Blind(PrototypeClassifier):
+        """Never finds anything."""
+
+        def score(self, query, prototypes, valid=None):
+            scores = super().score(query, prototypes, valid)
+            self.calls = getattr(self, "calls", 0) + 1
+            return scores - 100 if self.calls % 2 == 0 else scores
+
+    torch.manual_seed(0)
+    encoder = DilatedResNet(18, widen_factor=0.125, out_channels=32)
+    engine = SimpleNamespace(network=OneShotNetwork(encoder, PrototypeClassifier(), ["organ"]))
+    blind = CoWProStep(Blind(), total_steps=10)
+    losses = blind.losses(engine, episodes(2))[1]
+    assert float(losses["alignment"].detach()) == 0
+    assert blind.num_unaligned == 2
+    restored = step()
+    restored.load_state_dict(blind.state_dict())
+    assert restored.num_unaligned == 2
+
+
+def test_freeze_norm__keeps_the_statistics(engine):
+    norm = engine.network.encoder.backbone.bn1
+    before = norm.running_mean.clone()
+    step(freeze_norm=True).losses(engine, episodes(1))
+    torch.testing.assert_close(norm.running_mean, before)
+    engine.network.train()
+    step().losses(engine, episodes(1))
+    assert not torch.equal(norm.running_mean, before)
+
+
+def test_steps__learn_to_find_the_square(engine):
+    method = step(spatial_weight=1.0)
+    optimizer = torch.optim.Adam(engine.network.parameters(), 1e-3)
+    history = []
+    for seed in range(12):
+        losses = method.losses(engine, episodes(2, seed=seed))[1]
+        total = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(float(total.detach()))
+    assert sum(history[-3:]) < 0.8 * sum(history[:3])

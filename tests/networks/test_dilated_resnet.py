@@ -1,0 +1,64 @@
+"""The encoder of one-shot segmentation: stride, parameter counts, torchvision's checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medseg_kit.networks.dilated_resnet import DilatedResNet
+from medseg_kit.typing import UserError
+
+# ResNet without its classifier, and 1 x 1 projection to 256 channels
+PARAMETERS = {18: 11_176_512 + 512 * 256, 101: 42_500_160 + 2048 * 256}
+
+
+@pytest.mark.parametrize("depth", sorted(PARAMETERS))
+def test_dilated_resnet__golden_parameters(depth):
+    with torch.device("meta"):
+        network = DilatedResNet(depth)
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[depth]
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_dilated_resnet__features_at_an_eighth(depth):
+    network = DilatedResNet(depth, widen_factor=0.125, out_channels=32).eval()
+    with torch.no_grad():
+        one = network(torch.ones(2, 1, 64, 48))
+        three = network(torch.ones(2, 3, 64, 48))
+    assert one.shape == (2, 32, 8, 6)
+    torch.testing.assert_close(one, three)
+
+
+def test_dilated_resnet__dilations_are_those_of_torchvision():
+    with torch.device("meta"):
+        network = DilatedResNet(101)
+    for stage, expected in (("layer3", [1] + [2] * 22), ("layer4", [2, 4, 4])):
+        blocks = getattr(network.backbone, stage)
+        assert [block.conv2.dilation[0] for block in blocks] == expected
+        assert [block.conv2.stride[0] for block in blocks] == [1] * len(expected)
+
+
+def test_pretrained__loads_deeplabs_backbone(tmp_path):
+    source = DilatedResNet(18)
+    state = {f"backbone.{key}": v + 1 for key, v in source.backbone.state_dict().items()}
+    state["classifier.0.weight"] = torch.zeros(3)
+    torch.save(state, tmp_path / "deeplab.pth")
+    network = DilatedResNet(18, pretrained_path=tmp_path / "deeplab.pth")
+    for key, value in network.backbone.state_dict().items():
+        torch.testing.assert_close(value, state[f"backbone.{key}"])
+
+
+def test_pretrained__that_does_not_fit_names_a_key(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        DilatedResNet(18, pretrained_path=tmp_path / "nothing.pth")
+    torch.save({"backbone.conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"conv1\.weight is \(64, 3, 3, 3\)"):
+        DilatedResNet(18, pretrained_path=tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    with pytest.raises(UserError, match="no readable weights-only checkpoint"):
+        DilatedResNet(18, pretrained_path=tmp_path / "text.pth")
+
+
+def test_depth__unknown():
+    with pytest.raises(ValueError, match="depth must be one of"):
+        DilatedResNet(20)
