@@ -40,6 +40,8 @@ TINY: dict[str, Any] = {
     "patches": {"full": 8, "eighth": 2},
     "labelled_batch_size": 1,
     "steps_per_epoch": 2,
+    "max_steps": 2,
+    "mr_body": "otsu",
     "val_interval": 1,
     "train::trainer::max_epochs": 1,
     "device": "cpu",
@@ -86,7 +88,8 @@ class Smoke:
     def tiny(self, name: str) -> dict[str, Any]:
         """Return the small values of the ids that a configuration has."""
         config = yaml.safe_load((self.root / "configs" / name).read_text())
-        return {key: value for key, value in TINY.items() if key.partition("::")[0] in config}
+        small = {**TINY, "support": str(self.data)}  # a one-shot bundle takes its support scan
+        return {key: value for key, value in small.items() if key.partition("::")[0] in config}
 
 
 @pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
@@ -101,7 +104,7 @@ def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Return one bundle a family with a small fully labelled synthetic data set of its organs."""
     root: Path = request.param
     metadata = json.loads((root / "configs" / "metadata.json").read_text())
-    modality = metadata["network_data_format"]["inputs"]["image"]["modality"]
+    modality = metadata["network_data_format"]["inputs"]["image"]["modality"].split(",")[0]
     organs = yaml.safe_load((root / "configs" / "inference.yaml").read_text())["organs"]
     anatomy = next(
         item
@@ -112,7 +115,7 @@ def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     data = write_phantom_dataset(
         folder / "data",
         organs=organs,
-        counts={"training": 3, "validation": 1, "test": 1},
+        counts={"support": 1, "training": 3, "validation": 1, "test": 1},
         size=(32, 32, 32),
         scanner=Scanner(modality=modality),
         anatomy=anatomy,

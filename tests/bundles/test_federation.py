@@ -18,6 +18,8 @@ SMALL_IDS = (
     "labelled_batch_size",
     "patches",
     "steps_per_epoch",
+    "max_steps",
+    "mr_body",
     "amp",
 )
 
@@ -38,6 +40,7 @@ def test_one_site__equals_local_training_bit_for_bit(smoke, tmp_path):
         # distillation from the round's global model is what local training does not have
         rounds = 1 if method == "condistfl" else ROUNDS
         overrides = {k: v for k, v in smoke.tiny("train.yaml").items() if k in SMALL_IDS}
+        overrides["client_state"] = "keep"  # a local run keeps its optimiser, too
         options = Options(rounds=rounds, method=method, overrides=overrides)
         out = tmp_path / str(method)
         assert_one_site_equals_local(smoke.root, smoke.data, out, options=options, rounds=rounds)
