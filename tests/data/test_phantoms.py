@@ -134,7 +134,9 @@ def test_write_phantom_sites__mistakes(tmp_path) -> None:
     write_phantom_dataset(tmp_path / "x", organs=["liver"], counts={"test": 1}, size=(8, 8, 8))
     with pytest.raises(UserError, match="x exists"):
         write_phantom_dataset(tmp_path / "x", organs=["liver"], counts={"test": 1}, size=(8, 8, 8))
-    with pytest.raises(UserError, match="must name patients of support, training, validation, test"):
+    with pytest.raises(
+        UserError, match="must name patients of support, training, validation, test"
+    ):
         write_phantom_dataset(tmp_path / "y", organs=["liver"], counts={"train": 1})
 
 
