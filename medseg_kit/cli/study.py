@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def study(runs: str, *, out: str) -> int:
+def study(runs: str, *, out: str, parallel: int = 1) -> int:
     """Run every configuration of a study file with every seed, and compare them on the test cases.
 
     Each run is trained (or federated), predicts the test section and is scored; one JSON record a
@@ -14,6 +14,7 @@ def study(runs: str, *, out: str) -> int:
     Args:
         runs: Study file (YAML); see the documentation of medseg_kit.study.spec.
         out: Folder for records, weights and predictions.
+        parallel: Runs at the same time; set OMP_NUM_THREADS to the processor cores of each.
 
     Returns:
         0 when every run is recorded and all spent the stated budget, 1 when the budgets differ.
@@ -37,7 +38,10 @@ def study(runs: str, *, out: str) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     plan = load_study(runs)
     records = run_study(
-        plan, out, on_job=lambda job, state: print(f"{job.name}: {state}", flush=True)
+        plan,
+        out,
+        parallel=parallel,
+        on_job=lambda job, state: print(f"{job.name}: {state}", flush=True),
     )
     budget = budget_check(records, local_steps=plan.budget.get("local_steps"))
     tests = paired_tests(records, reference=plan.reference)

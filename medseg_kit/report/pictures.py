@@ -19,22 +19,22 @@ Record = Mapping[str, Any]
 
 
 def overlap_pictures(
-    study_dir: Path, records: Sequence[Record], *, per_model: int = 2
+    study_dir: Path, records: Sequence[Record], test: Mapping[str, str], *, per_model: int = 2
 ) -> list[dict[str, Any]]:
     """Return overlap pictures of each run: the median and worst case by Dice of each structure.
 
     Args:
         study_dir: The study's folder, with the predictions.
         records: Records of the study.
+        test: `data` (prepared data set) and `section` of the test cases.
         per_model: 1 for the median case only, 2 for the worst case beside it.
     """
     pictures = []
     for record in records:
         predictions = study_dir / "runs" / job_name(record) / "predictions"
-        test = Path(record["test"]["data"])
-        if not predictions.is_dir() or not (test / DATALIST_NAME).is_file():
+        if not predictions.is_dir() or not (Path(test["data"]) / DATALIST_NAME).is_file():
             continue
-        files = _test_files(test, record["test"]["section"])
+        files = _test_files(Path(test["data"]), test["section"])
         for label in dict.fromkeys(row["label"] for row in record["cases"]):
             rows = sorted(
                 (r for r in record["cases"] if r["label"] == label), key=lambda r: r["dice"]
@@ -44,12 +44,15 @@ def overlap_pictures(
     return pictures
 
 
-def case_grid(study_dir: Path, records: Sequence[Record], *, num_cases: int = 2) -> bytes | None:
+def case_grid(
+    study_dir: Path, records: Sequence[Record], test: Mapping[str, str], *, num_cases: int = 2
+) -> bytes | None:
     """Return the qualitative grid of the first seed and largest budget; None without predictions.
 
     Args:
         study_dir: The study's folder, with the predictions.
         records: Records of the study.
+        test: `data` (prepared data set) and `section` of the test cases.
         num_cases: 1 for the median case of the first method, 2 for its worst case beside it.
     """
     first = records[0]
@@ -59,10 +62,9 @@ def case_grid(study_dir: Path, records: Sequence[Record], *, num_cases: int = 2)
         for record in records
         if record["seed"] == first["seed"] and (record["label_budget"] or 0) == budget
     ]
-    test = Path(first["test"]["data"])
-    if not shown or not (test / DATALIST_NAME).is_file():
+    if not shown or not (Path(test["data"]) / DATALIST_NAME).is_file():
         return None
-    files = _test_files(test, first["test"]["section"])
+    files = _test_files(Path(test["data"]), test["section"])
     chosen = _median_and_worst(shown[0])[:num_cases]
     rows = [
         _grid_row(case, files[case], predicted)

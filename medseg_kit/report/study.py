@@ -70,13 +70,13 @@ def write_study_report(study_dir: PathLike, out: PathLike) -> dict[str, Any]:
             curve_plot(panels, xlabel="epoch or round", ylabel="validation Dice"), folder / "curves"
         )
     sections = setting_figures(folder, records, settings)
-    grid = case_grid(source, records)
+    grid = case_grid(source, records, settings["test"])
     if grid is not None:
         write_bytes(folder / "grid.png", grid)
         lead = "Median and worst case of the first method; the axial slice with most ground truth."
         sections.append({"title": "Image, ground truth and methods", "lead": lead, "png": grid})
     sections += extra_tables(folder, records, settings)
-    overlays = overlap_pictures(source, records)
+    overlays = overlap_pictures(source, records, settings["test"])
     for item in overlays:
         write_bytes(folder / "overlays" / f"{item['file']}.png", item["png"])
     write_page(

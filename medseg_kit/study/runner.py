@@ -7,7 +7,9 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from medseg_kit import __version__
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.files import write_json, write_text
 from medseg_kit.study.labels import data_digest
-from medseg_kit.study.spec import Job, Study, jobs
+from medseg_kit.study.spec import Job, RunSpec, Study, jobs
 from medseg_kit.study.stages import discard_training
 from medseg_kit.typing import PathLike, UserError
 
@@ -24,18 +26,25 @@ logger = logging.getLogger(__name__)
 
 
 def run_study(
-    study: Study, out: PathLike, *, on_job: Callable[[Job, str], None] | None = None
+    study: Study,
+    out: PathLike,
+    *,
+    parallel: int = 1,
+    on_job: Callable[[Job, str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Do all runs that are not finished and return the records of all.
 
     Writes `out/runs/<job>/record.json` and log.txt per run, and `out/records.jsonl` and
     `out/study.json` for all. A run whose configuration, data or package version changed is done
-    again.
+    again. Records name no place of this machine: copied to another one, with the same data
+    prepared, they count there as finished.
 
     Args:
         study: What to run.
         out: Output folder; the same one continues a study that was stopped.
-        on_job: Called with each job and "finished before", "started", "done" or "failed".
+        parallel: Runs at the same time.
+        on_job: Called with each job and "finished before", "started", "done" or "failed", perhaps
+            from several threads.
 
     Raises:
         UserError: If data are missing, or, after all other runs, if runs failed; names them.
@@ -44,32 +53,49 @@ def run_study(
     report = on_job or (lambda job, state: logger.info("%s: %s", job.name, state))
     plans = {job.name: describe_job(study, job) for job in jobs(study)}
     write_json(folder / "study.json", asdict(study))
-    records, failures = [], []
-    for job in jobs(study):
+    done: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    recording = threading.Lock()
+
+    def do(job: Job) -> None:
         run_dir = folder / "runs" / job.name
         record = finished_record(run_dir, plans[job.name]["identity"])
+        problem = ""
         if record is not None:
             report(job, "finished before")
         else:
             report(job, "started")
             record, problem = run_job(run_dir, plans[job.name])
             report(job, "failed" if record is None else "done")
+        with recording:
             if record is None:
-                failures.append(f"{job.name}: {problem}")
-                continue
-        records.append(record)
-        lines = (json.dumps(item, sort_keys=True, allow_nan=False) + "\n" for item in records)
-        write_text(folder / "records.jsonl", "".join(lines))
+                failures[job.name] = problem
+                return
+            done[job.name] = record
+            write_records(folder, [done[name] for name in plans if name in done])
+
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(do, jobs(study)))
     if failures:
+        problems = "; ".join(f"{name}: {failures[name]}" for name in plans if name in failures)
         raise UserError(
-            f"{len(failures)} of {len(plans)} runs failed: {'; '.join(failures)}. "
+            f"{len(failures)} of {len(plans)} runs failed: {problems}. "
             "The others are recorded; the same command tries these again"
         )
-    return records
+    return [done[name] for name in plans]
+
+
+def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
+    """Write records.jsonl, one record a line."""
+    lines = (json.dumps(item, sort_keys=True, allow_nan=False) + "\n" for item in records)
+    write_text(folder / "records.jsonl", "".join(lines))
 
 
 def describe_job(study: Study, job: Job) -> dict[str, Any]:
     """Return everything that a run depends on, with the digest that identifies it.
+
+    The digest covers the run's entries, the configuration files that it uses, the sums of its data
+    and the package's version.
 
     Raises:
         UserError: If the bundle or a data set does not exist.
@@ -78,11 +104,11 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
     folders = [item for item in (spec.data, spec.sites) if item is not None]
     plan: dict[str, Any] = {
         "study": study.name,
-        "spec": asdict(spec),
+        "configuration": study.portable(spec),
         "seed": job.seed,
         "label_budget": job.label_budget,
         "label_order": job.label_order,
-        "test": dict(study.test),
+        "test": {**study.test, "data": study.relative(study.test["data"])},
         "policy": study.policy,
         "checkpoint_rule": study.checkpoint_rule,
         "data_sha256": {
@@ -90,12 +116,22 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
             "test": data_digest(study.test["data"]),
         },
     }
-    configs = sorted((resolve_bundle(spec.bundle) / "configs").rglob("*.*")) if spec.bundle else []
     digest = hashlib.sha256(json.dumps({**plan, "package": __version__}, sort_keys=True).encode())
-    for path in [*configs, *([Path(job.weights)] if job.weights else [])]:
+    for path in [*config_files(spec), *([Path(job.weights)] if job.weights else [])]:
         if path.is_file():
             digest.update(path.read_bytes())
-    return {**plan, "identity": digest.hexdigest()}
+    here = {"spec": asdict(spec), "test": dict(study.test), "identity": digest.hexdigest()}
+    return {**plan, **here}
+
+
+def config_files(spec: RunSpec) -> list[Path]:
+    """Return the configuration files of a bundle that a run uses."""
+    if spec.bundle is None:
+        return []
+    training = {"train": ["train.yaml"], "federate": ["train.yaml", "federated.yaml"]}
+    names = [*training.get(spec.mode, []), *spec.overlays, "inference.yaml"]
+    folder = resolve_bundle(spec.bundle) / "configs"
+    return [folder / name for name in [*names, *spec.inference.get("overlays", ())]]
 
 
 def finished_record(run_dir: Path, identity: str) -> dict[str, Any] | None:

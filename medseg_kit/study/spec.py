@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Study:
             all structures), `dice`, `source`, and where they have one `label_budget` and `hd95`;
             in the study file a list, or the name of a YAML file with one.
         sweep: `name` of a setting and `values`, its value in each method, for a curve over it.
+        folder: Where the study's file lies.
     """
 
     name: str
@@ -101,6 +103,19 @@ class Study:
     label_order: str = "listed"
     printed: tuple[Mapping[str, Any], ...] = ()
     sweep: Mapping[str, Any] = field(default_factory=dict)
+    folder: str = "."
+
+    def portable(self, spec: RunSpec) -> dict[str, Any]:
+        """Return a run's entries with paths as in the study's file, the same on every machine."""
+        values = dataclasses.asdict(spec)
+        for key in ("data", "sites", "weights"):
+            values[key] = values[key] and self.relative(values[key])
+        values["paths"] = {key: self.relative(path) for key, path in spec.paths.items()}
+        return values
+
+    def relative(self, path: str) -> str:
+        """Return a path relative to the study's file."""
+        return Path(os.path.relpath(path, self.folder)).as_posix()
 
 
 @dataclass(frozen=True)
@@ -147,12 +162,15 @@ def load_study(path: PathLike) -> Study:
 
 
 def jobs(study: Study) -> list[Job]:
-    """Return the runs x label budgets x seeds of a study, in this order."""
+    """Return a study's jobs: all runs with the first budget and seed, then with the next seed.
+
+    So a study that is stopped early has compared every method.
+    """
     return [
         Job(spec, seed, budget, study.label_order)
-        for spec in study.runs
         for budget in study.label_budgets
         for seed in study.seeds
+        for spec in study.runs
     ]
 
 
@@ -165,7 +183,7 @@ class _Reader:
     def study(self, content: Mapping[str, Any]) -> Study:
         bundle = content.get("bundle")
         values = {key: value for key, value in content.items() if key != "bundle"}
-        self._check_keys(values, Study, "the study")
+        self._check_keys(values, Study, "the study", hidden="folder")
         runs = tuple(self.run(entry, bundle) for entry in content["runs"] or ())
         names = [run.name for run in runs]
         if not runs or len(set(names)) < len(names):
@@ -183,7 +201,9 @@ class _Reader:
             if key in values
         }
         settled: dict[str, Any] = {"name": self.file.stem, **values, **lists}
-        study = Study(**{**settled, "runs": runs, "test": test})
+        study = Study(
+            **{**settled, "runs": runs, "test": test, "folder": str(self.file.parent.absolute())}
+        )
         self._choice("checkpoint_rule", study.checkpoint_rule, CHECKPOINT_RULES)
         self._choice("policy", study.policy, tuple(EMPTY_MASK_SCORES))
         self._choice("label_order", study.label_order, LABEL_ORDERS)
@@ -231,8 +251,10 @@ class _Reader:
         if value not in choices:
             raise UserError(f"{self.file}: {what} is {value!r}; choose one of {sorted(choices)}")
 
-    def _check_keys(self, content: Mapping[str, Any], kind: type[Any], what: str) -> None:
-        known = {item.name: item for item in dataclasses.fields(kind)}
+    def _check_keys(
+        self, content: Mapping[str, Any], kind: type[Any], what: str, *, hidden: str = ""
+    ) -> None:
+        known = {item.name: item for item in dataclasses.fields(kind) if item.name != hidden}
         if unknown := sorted(set(content) - set(known)):
             raise UserError(
                 f"{self.file}: {what} has unknown entries {unknown}; known: {sorted(known)}"

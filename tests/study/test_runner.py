@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import yaml
 
 from medseg_kit.cli.report import report
 from medseg_kit.report.comparison import read_records
-from medseg_kit.study.runner import run_study
-from medseg_kit.study.spec import load_study
+from medseg_kit.study.runner import describe_job, run_study
+from medseg_kit.study.spec import jobs, load_study
 from medseg_kit.typing import UserError
 
 FAKE = Path(__file__).with_name("fake_run.py")
@@ -115,3 +116,43 @@ def test_study__changed_configuration_is_run_again_and_failures_are_named(datase
         ("b_seed0", "failed"),
     ]
     assert read_records(out)[0]["cases"][0]["dice"] == pytest.approx(0.75)
+
+
+@pytest.mark.slow
+def test_study__records_count_on_another_machine_and_name_no_place(dataset, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(dataset[0], here / "data")
+    runs = [{"name": name, "mode": "command", "command": command(0)} for name in ("a", "b")]
+    records = run_study(load_study(study_file(here, runs)), here / "out", parallel=2)
+    assert [record["run"] for record in records] == ["a", "b"]
+    assert str(here) not in (here / "out" / "records.jsonl").read_text()
+    shutil.copytree(here, there)
+    states = []
+    run_study(
+        load_study(there / "study.yaml"),
+        there / "out",
+        on_job=lambda _, state: states.append(state),
+    )
+    assert states == ["finished before"] * 2
+
+
+def test_describe_job__depends_on_the_files_that_a_run_uses(dataset, tmp_path):
+    configs = tmp_path / "toy" / "configs"
+    (configs / "methods").mkdir(parents=True)
+    for name in ("train.yaml", "inference.yaml", "methods/a.yaml", "metadata.json"):
+        (configs / name).write_text("{}")
+    run = {"name": "a", "mode": "train", "bundle": str(tmp_path / "toy"), "data": "data"}
+    study = load_study(
+        study_file(tmp_path, [run, run | {"name": "b", "overlays": ["methods/a.yaml"]}])
+    )
+
+    def identities():
+        return [describe_job(study, job)["identity"] for job in jobs(study)]
+
+    first = identities()
+    (configs / "methods" / "another.yaml").write_text("{}")
+    (configs / "metadata.json").write_text('{"version": "2"}')
+    assert identities() == first
+    (configs / "methods" / "a.yaml").write_text("learning_rate: 1")
+    second = identities()
+    assert (second[0] == first[0], second[1] == first[1]) == (True, False)
