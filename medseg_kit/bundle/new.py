@@ -14,6 +14,7 @@ from medseg_kit.typing import PathLike, UserError
 
 _NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+){2,}")
 _ORGANS = re.compile(r"^organs: \[.*\]$", re.MULTILINE)
+_REGIONS = re.compile(r"^num_regions: \[.*?\]", re.MULTILINE)
 _OPEN = "to be written"
 
 _README = """\
@@ -64,6 +65,7 @@ def write_bundle(name: str, organs: Sequence[str], *, like: PathLike, folder: Pa
             copy.parent.mkdir(parents=True, exist_ok=True)
             text = path.read_text(encoding="utf-8").replace(source.name, name)
             text = _ORGANS.sub(f"organs: [{', '.join(organs)}]", text)
+            text = _REGIONS.sub(f"num_regions: [{', '.join(['null'] * len(organs))}]", text)
             copy.write_text(text, encoding="utf-8")
     template = json.loads((source / "configs" / "metadata.json").read_text(encoding="utf-8"))
     metadata = _fresh_metadata(template, organs)

@@ -69,12 +69,16 @@ class LeanRoute:
 
     Args:
         preprocessing: Remembers the parameters.
+        postprocessing: Its cleaning of the label map is done.
     """
 
     name = "lean"
 
-    def __init__(self, preprocessing: VolumePreprocessing) -> None:
+    def __init__(
+        self, preprocessing: VolumePreprocessing, postprocessing: VolumePostprocessing
+    ) -> None:
         self.preprocessing = preprocessing
+        self.cleaning = postprocessing.cleaning
 
     def prepare(self, case: Case, volume: Volume) -> tuple[MetaTensor, Grid]:
         """Return the network's input and its place in the file's grid."""
@@ -83,7 +87,9 @@ class LeanRoute:
 
     def finish(self, answer: Answer, state: Grid) -> np.ndarray:
         """Return the label map on the file's grid."""
-        return label_map(answer.logits, answer.labels, answer.leads, state)
+        labels = torch.from_numpy(label_map(answer.logits, answer.labels, answer.leads, state))
+        cleaned: torch.Tensor = self.cleaning({CommonKeys.PRED: labels[None]})[CommonKeys.PRED]
+        return cleaned[0].numpy()
 
     def probabilities(self, answer: Answer, state: Grid) -> Iterator[np.ndarray]:
         """Yield each class's probability on the file's grid."""
@@ -170,7 +176,7 @@ def choose_route(preprocessing: Compose, postprocessing: Compose) -> Route:
         and preprocessing.keys == (CommonKeys.IMAGE,)
     ):
         logger.info("lean route: the pipelines are the package's own")
-        return LeanRoute(preprocessing)
+        return LeanRoute(preprocessing, postprocessing)
     logger.info(
         "the bundle's transforms run as they are: preprocessing (%s) and postprocessing (%s) are "
         "not both the package's factories",

@@ -1,8 +1,12 @@
-"""The largest connected region of every class, slice by slice."""
+"""The largest connected regions of classes, in slices and in volumes."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
 import torch
+from monai.transforms import MapTransform, get_largest_connected_component_mask
 from skimage.measure import label as connected_regions
 from torch.nn import functional as F
 
@@ -35,3 +39,43 @@ def largest_components(labels: torch.Tensor) -> torch.Tensor:
     keep = (rank == best[group]) & (sizes > 0)
     kept = keep[region].view_as(rows)[:, :height].to(labels.device)
     return torch.where(kept, labels, 0)
+
+
+class KeepLargestd(MapTransform):
+    """Keep the largest regions (26 neighbours) of each organ in a label map.
+
+    MONAI's `KeepLargestConnectedComponentd` searches the whole volume for every organ; this one
+    only the box around it, with MONAI's function.
+
+    Args:
+        keys: Label maps ``(1, H, W, D)``.
+        num_regions: Regions that stay for label values 1, 2, ...; all where None.
+    """
+
+    def __init__(self, keys: Sequence[str] | str, *, num_regions: Sequence[int | None]) -> None:
+        super().__init__(keys)
+        self.num_regions = tuple(num_regions)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data with cleaned copies of the label maps."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self._clean(result[key].clone())
+        return result
+
+    def _clean(self, labels: torch.Tensor) -> torch.Tensor:
+        for value, number in enumerate(self.num_regions, 1):
+            organ = labels == value
+            if number is None or not organ.any():
+                continue
+            box = tuple(_extent(organ, axis) for axis in range(organ.dim()))
+            kept = get_largest_connected_component_mask(organ[box], num_components=number)
+            labels[box][organ[box] & ~kept.bool()] = 0
+        return labels
+
+
+def _extent(mask: torch.Tensor, axis: int) -> slice:
+    """Return where along an axis a mask has voxels."""
+    others = [other for other in range(mask.dim()) if other != axis]
+    found = mask.any(dim=others).nonzero()
+    return slice(int(found[0]), int(found[-1]) + 1)

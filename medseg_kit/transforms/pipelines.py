@@ -43,6 +43,7 @@ from monai.transforms import (
 )
 from monai.utils.enums import CommonKeys
 
+from medseg_kit.transforms.components import KeepLargestd
 from medseg_kit.transforms.modality import ClipCTorMRd, ScaleCTorMRd
 from medseg_kit.transforms.spacing import Spacingd
 
@@ -253,6 +254,7 @@ class VolumePostprocessing(Compose):
 
     Args:
         preprocessing: The transform that made the network's input; it is inverted.
+        num_regions: Largest connected regions of each organ that stay; all where None.
         output_dir: Where label maps are written as ``<case>/<case>.nii.gz``; not written if None.
         output_postfix: Appended to the file's name.
     """
@@ -261,11 +263,13 @@ class VolumePostprocessing(Compose):
         self,
         preprocessing: Compose,
         *,
+        num_regions: Sequence[int | None] = (),
         output_dir: str | None = None,
         output_postfix: str = "",
     ) -> None:
         self.preprocessing = preprocessing
         pred = CommonKeys.PRED
+        self.cleaning = KeepLargestd(pred, num_regions=num_regions)
         steps: list[Transform] = [
             Activationsd(keys=pred, softmax=True),
             Invertd(
@@ -277,6 +281,7 @@ class VolumePostprocessing(Compose):
             ),
             AsDiscreted(keys=pred, argmax=True),
             CastToTyped(keys=pred, dtype=torch.uint8),
+            self.cleaning,
         ]
         if output_dir is not None:
             steps.append(
@@ -292,10 +297,19 @@ class VolumePostprocessing(Compose):
 
 
 def volume_postprocessing(
-    preprocessing: Compose, *, output_dir: str | None = None, output_postfix: str = ""
+    preprocessing: Compose,
+    *,
+    num_regions: Sequence[int | None] = (),
+    output_dir: str | None = None,
+    output_postfix: str = "",
 ) -> VolumePostprocessing:
     """Return the way back to the file's grid; see `VolumePostprocessing` for the arguments."""
-    return VolumePostprocessing(preprocessing, output_dir=output_dir, output_postfix=output_postfix)
+    return VolumePostprocessing(
+        preprocessing,
+        num_regions=num_regions,
+        output_dir=output_dir,
+        output_postfix=output_postfix,
+    )
 
 
 def validation_postprocessing(num_classes: int) -> Compose:

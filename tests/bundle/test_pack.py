@@ -41,3 +41,8 @@ def test_pack__weights_load_strictly_afterwards(tmp_path):
     packed = torch.load(path, weights_only=True)
     network.load_state_dict(packed)
     assert path.stat().st_size < 0.6 * (tmp_path / "trained.pt").stat().st_size
+
+
+def test_new__keeps_all_regions_of_its_organs(tmp_path):
+    root = write_bundle("toy_ct_segviz", ["a", "b"], like="abdomen_ct_segviz", folder=tmp_path)
+    assert "num_regions: [null, null] #" in (root / "configs" / "inference.yaml").read_text()

@@ -12,6 +12,7 @@ from medseg_kit.inference.grid import _affine_grid, make_grid
 from medseg_kit.inference.inversion import label_map, probabilities, winners
 from medseg_kit.inference.lean import prepare
 from medseg_kit.inference.reading import digest_of, read_volume
+from medseg_kit.inference.routes import Answer, LeanRoute
 from medseg_kit.transforms.pipelines import (
     VolumePostprocessing,
     volume_postprocessing,
@@ -69,6 +70,21 @@ def test_label_map__equals_the_transforms(kit, tmp_path, geometry, settings):
     assert result.dtype == np.uint8
     assert len(np.unique(result)) > 2
     np.testing.assert_array_equal(result, expected[0].numpy())
+
+
+def test_lean_route__keeps_the_same_regions(kit, tmp_path):
+    path = kit.write_nifti(tmp_path / "a.nii.gz", kit.smooth(SHAPE), "lps")
+    preprocessing, reference, _, grid = _both(path, {"spacing": (2, 2, 2)})
+    postprocessing = volume_postprocessing(preprocessing, num_regions=[1, None, 2])
+    logits = _logits(kit, grid.shape)
+    expected = postprocessing({**reference, "pred": logits.clone()})["pred"][0].numpy()
+
+    result = LeanRoute(preprocessing, postprocessing).finish(Answer.of(logits), grid)
+
+    np.testing.assert_array_equal(result, expected)
+    uncleaned = label_map(logits, *winners(logits), grid)
+    assert (uncleaned != result).any()
+    assert np.isin(uncleaned[uncleaned != result], [1, 3]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float64, np.dtype(">i2")])
