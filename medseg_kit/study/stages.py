@@ -78,7 +78,7 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     parser.get_parsed_content("run")
     parser.get_parsed_content("finalize")
     return {
-        "weights": str(chosen_weights(out, checkpoint_rule)),
+        "weights": str(chosen_weights(parser, out, checkpoint_rule)),
         "selection": checkpoint_rule,
         "local_steps": int(parser.get_parsed_content("train#step").global_step),
         "curves": [
@@ -103,22 +103,27 @@ def record_history(trainer: Any, evaluator: Any) -> dict[str, list[list[float]]]
     return history
 
 
-def chosen_weights(out: Path, checkpoint_rule: str) -> Path:
-    """Return the file with the weights that the rule chooses, as a bare state dict.
+def chosen_weights(parser: Any, out: Path, checkpoint_rule: str) -> Path:
+    """Return the file with the weights that the rule chooses, as the state dict that deploys.
+
+    Args:
+        parser: The configuration after its run.
+        out: Where it wrote the weights with the best validation.
+        checkpoint_rule: "best_validation" or "last".
 
     Raises:
         UserError: If training left no such file.
     """
     import torch
 
-    wanted = out / ("model.pt" if checkpoint_rule == "best_validation" else "checkpoint.pt")
-    if not wanted.is_file():
-        raise UserError(f"training left no {wanted}; check its handlers (CheckpointSaver, Resume)")
-    if checkpoint_rule == "best_validation":
-        return wanted
-    last = out / "last.pt"
-    torch.save(torch.load(wanted, map_location="cpu", weights_only=True)["network"], last)
-    return last
+    if checkpoint_rule == "last":
+        part = "deployed" if "deployed" in parser else "network"
+        torch.save(parser.get_parsed_content(part).state_dict(), out / "last.pt")
+        return out / "last.pt"
+    best = out / "model.pt"
+    if not best.is_file():
+        raise UserError(f"training left no {best}; check its handlers (CheckpointSaver)")
+    return best
 
 
 def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]:
