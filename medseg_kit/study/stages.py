@@ -31,7 +31,8 @@ def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, 
         checkpoint_rule: "best_validation" or "last".
 
     Returns:
-        `weights` (path), `selection`, `local_steps`, `seconds`, `curves`.
+        `weights` (path), `selection`, `local_steps`, `seconds`, `curves`, and of a training
+        `pseudo_labels`.
 
     Raises:
         UserError: If the configuration or the data cannot be used.
@@ -59,6 +60,7 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
         UserError: If the configuration, or an override, does not fit the bundle.
     """
     from medseg_kit.bundle.config import load_config
+    from medseg_kit.study.curves import record_curves
 
     files = ["train.yaml", *job.spec.overlays]
     config = load_config(str(job.spec.bundle), files)
@@ -72,35 +74,15 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     overrides |= {**job.spec.overrides, **job.spec.paths}
     parser = load_config(str(job.spec.bundle), files, overrides=overrides)
     parser.get_parsed_content("initialize")
-    history = record_history(
-        parser.get_parsed_content("train#trainer"), parser.get_parsed_content("validate#evaluator")
-    )
+    curves = record_curves(parser, out / "curves.json", data=str(job.spec.data))
     parser.get_parsed_content("run")
     parser.get_parsed_content("finalize")
     return {
         "weights": str(chosen_weights(parser, out, checkpoint_rule)),
         "selection": checkpoint_rule,
         "local_steps": int(parser.get_parsed_content("train#step").global_step),
-        "curves": [
-            {"panel": "validation", "series": name, "points": points}
-            for name, points in history.items()
-        ],
+        **curves.outcome(),
     }
-
-
-def record_history(trainer: Any, evaluator: Any) -> dict[str, list[list[float]]]:
-    """Attach to both engines; return the validation metrics by epoch, filled while they run."""
-    from ignite.engine import Events
-
-    history: dict[str, list[list[float]]] = {}
-
-    def note() -> None:
-        for name, value in evaluator.state.metrics.items():
-            if isinstance(value, float):
-                history.setdefault(name, []).append([float(trainer.state.epoch), value])
-
-    evaluator.add_event_handler(Events.COMPLETED, note)
-    return history
 
 
 def chosen_weights(parser: Any, out: Path, checkpoint_rule: str) -> Path:

@@ -64,8 +64,11 @@ def make_batch(labelled=2, unlabelled=2, *, seed=0, classes=CLASSES):
     }
 
 
-def train(step, network, batches, *, epochs=1, learning_rate=0.01, optimizer=None):
-    """Run a trainer over the batches; return the losses of each step."""
+def train(step, network, batches, *, epochs=1, learning_rate=0.01, optimizer=None, handlers=()):
+    """Run a trainer over the batches; return the losses of each step.
+
+    ``handlers``: pairs of event and function for the trainer.
+    """
     history = []
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
@@ -85,5 +88,7 @@ def train(step, network, batches, *, epochs=1, learning_rate=0.01, optimizer=Non
             {name: float(value) for name, value in engine.state.output["losses"].items()}
         )
 
+    for event, handler in handlers:
+        trainer.add_event_handler(event, handler)
     trainer.run()
     return history
