@@ -38,11 +38,18 @@ def read_records(study_dir: PathLike) -> list[dict[str, Any]]:
 def configuration_name(record: Record) -> str:
     """Return the row of the table that a record belongs to: its method and label budget."""
     budget = record["label_budget"]
-    return str(record["method"]) if budget is None else f"{record['method']}, {budget} labels"
+    return str(record["method"]) if budget is None else f"{record['method']}, {budget} labelled"
+
+
+def by_budget(records: Sequence[Record]) -> list[Record]:
+    """Return records by growing label budget, those without one last, else in their order."""
+    return sorted(records, key=lambda record: record["label_budget"] or float("inf"))
 
 
 def cases_by_model(records: Sequence[Record]) -> dict[str, dict[str, list[CaseRecord]]]:
     """Return model -> structure -> score rows of all seeds, and of the mean of several structures.
+
+    Models stand in the order of `by_budget`.
 
     Args:
         records: Records of a study. Runs of one method complement each other.
@@ -52,7 +59,7 @@ def cases_by_model(records: Sequence[Record]) -> dict[str, dict[str, list[CaseRe
     """
     models: dict[str, dict[str, list[CaseRecord]]] = {}
     owners: dict[tuple[str, str, int], str] = {}
-    for record in records:
+    for record in by_budget(records):
         model = configuration_name(record)
         for row in record["cases"]:
             owner = owners.setdefault((model, row["label"], record["seed"]), record["run"])
@@ -92,9 +99,11 @@ def comparison_table(records: Sequence[Record]) -> list[dict[str, Any]]:
         records: Records of a study.
     """
     rows = []
+    setting = {configuration_name(record): record for record in records}
     for model, structures in cases_by_model(records).items():
+        named = {key: setting[model][key] for key in ("method", "label_budget")}
         for label, cases in structures.items():
-            row = {"model": model, "label": label, **summary_row(cases)}
+            row = {"model": model, **named, "label": label, **summary_row(cases)}
             for measure in MEASURES:
                 patients = per_patient(cases, measure)
                 low, high = bootstrap_interval(patients)
@@ -128,32 +137,34 @@ def seed_spread(records: Sequence[Record], model: str, label: str) -> dict[str, 
 def paired_tests(
     records: Sequence[Record], *, reference: str | None = None, measure: str = "dice"
 ) -> list[dict[str, Any]]:
-    """Return each model against the reference, per structure, on the patients that both have.
+    """Return each model against the reference of its label budget, on the patients of both.
 
     `wilcoxon_p_holm` is corrected for all comparisons of the table.
 
     Args:
         records: Records of a study.
-        reference: Method (row of the table) to compare with; the first one if None.
+        reference: Method to compare with; the first one if None.
         measure: "dice", "hd95_mm" or "hd95_vox".
 
     Raises:
-        UserError: If the reference is no model of the study.
+        UserError: If the reference is no method of the study.
     """
     models = cases_by_model(records)
-    reference = next(iter(models)) if reference is None else reference
-    if reference not in models:
-        raise UserError(f"reference {reference!r} is no model of the study; models: {list(models)}")
+    methods = list(dict.fromkeys(str(record["method"]) for record in records))
+    reference = methods[0] if reference is None else reference
+    if reference not in methods:
+        raise UserError(f"reference {reference!r} is no method of the study; methods: {methods}")
     rows = []
-    for model, structures in models.items():
-        for label in [
-            label for label in structures if model != reference and label in models[reference]
-        ]:
-            first = per_patient(structures[label], measure)
-            second = per_patient(models[reference][label], measure)
+    for record in {configuration_name(record): record for record in by_budget(records)}.values():
+        model = configuration_name(record)
+        base = configuration_name({**record, "method": reference})
+        for label in models[model]:
+            if model == base or label not in models.get(base, {}):
+                continue
+            pair = (per_patient(models[name][label], measure) for name in (model, base))
             rows.append(
-                {"model": model, "reference": reference, "label": label, "measure": measure}
-                | paired_comparison(first, second)
+                {"model": model, "reference": base, "label": label, "measure": measure}
+                | paired_comparison(*pair)
             )
     tested = [row for row in rows if row["wilcoxon_p"] is not None]
     corrected = holm([row["wilcoxon_p"] for row in tested])

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from medseg_kit.report.comparison import MEAN, comparison_table
+from medseg_kit.report.comparison import MEAN, comparison_table, configuration_name
 from medseg_kit.report.figures import Interval, interval_plot
 
 Record = Mapping[str, Any]
@@ -20,13 +20,10 @@ def label_efficiency(records: Sequence[Record], *, printed: Sequence[Record] = (
         records: Records of a study.
         printed: Numbers of papers (`method`, `label_budget`, `label`, `dice`); drawn hollow.
     """
-    budgets = {record["method"] + str(record["label_budget"]): record for record in records}
-    named = {f"{r['method']}, {r['label_budget']} labels": r for r in budgets.values()}
     lines: dict[str, list[Interval]] = {}
     for row in _means(records):
-        record = named.get(row["model"])
-        if record is not None and record["label_budget"] is not None:
-            lines.setdefault(record["method"], []).append(_point(record["label_budget"], row))
+        if row["label_budget"] is not None:
+            lines.setdefault(row["method"], []).append(_point(row["label_budget"], row))
     if max((len(points) for points in lines.values()), default=0) < 2:
         return None
     levels = {
@@ -41,7 +38,9 @@ def label_efficiency(records: Sequence[Record], *, printed: Sequence[Record] = (
 
 
 def sweep_curve(records: Sequence[Record], sweep: Mapping[str, Any]) -> Figure | None:
-    """Return Dice over the setting that a study sweeps, a line a structure; None without a sweep.
+    """Return Dice over the setting that a study sweeps; None without a sweep.
+
+    A line is a structure; with several label budgets, the mean of all structures at one of them.
 
     Args:
         records: Records of a study.
@@ -49,12 +48,14 @@ def sweep_curve(records: Sequence[Record], sweep: Mapping[str, Any]) -> Figure |
     """
     if not sweep:
         return None
+    table = [row for row in comparison_table(records) if row["method"] in sweep["values"]]
+    budgets = {row["label_budget"] for row in table}
+    if len(budgets) > 1:
+        table = [row for row in table if row["label"] == MEAN] or table
     lines: dict[str, list[Interval]] = {}
-    for row in comparison_table(records):
-        method = row["model"].partition(", ")[0]
-        if method in sweep["values"]:
-            point = _point(float(sweep["values"][method]), row)
-            lines.setdefault(row["label"], []).append(point)
+    for row in table:
+        name = row["label"] if len(budgets) == 1 else f"{row['label_budget']} labelled"
+        lines.setdefault(name, []).append(_point(float(sweep["values"][row["method"]]), row))
     return interval_plot(lines, xlabel=sweep["name"], ylabel="Dice") if lines else None
 
 
@@ -67,22 +68,16 @@ def printed_beside(records: Sequence[Record], printed: Sequence[Record]) -> list
         records: Records of a study.
         printed: See `label_efficiency`; each row also names its `source`.
     """
-    ours = {(row["model"], row["label"]): row for row in comparison_table(records)}
+    ours = {(r["method"], r["label_budget"], r["label"]): r for r in comparison_table(records)}
     rows = []
     for row in printed:
         budget = row.get("label_budget")
-        model = row["method"] if budget is None else f"{row['method']}, {budget} labels"
-        found = ours.get((model, row["label"]), {})
+        found = ours.get((row["method"], budget, row["label"]), {})
         rows.append(
-            {
-                "model": model,
-                "label": row["label"],
-                "printed_dice": row["dice"],
-                "source": row["source"],
-                "dice_mean": found.get("dice_mean"),
-                "dice_low": found.get("dice_low"),
-                "dice_high": found.get("dice_high"),
-            }
+            {"model": configuration_name({"method": row["method"], "label_budget": budget})}
+            | {"label": row["label"], "source": row["source"], "printed_dice": row["dice"]}
+            | {name: found.get(name) for name in ("dice_mean", "dice_low", "dice_high")}
+            | {"printed_hd95": row.get("hd95"), "hd95_vox_mean": found.get("hd95_vox_mean")}
         )
     return rows
 

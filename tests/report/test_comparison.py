@@ -65,8 +65,23 @@ def test_paired_tests__six_patients_golden():
     assert (row["model"], row["reference"], row["n"]) == ("b", "a", 6)
     assert row["wilcoxon_p"] == row["wilcoxon_p_holm"] == pytest.approx(2 / 64)
     assert row["difference_high"] < 0
-    with pytest.raises(UserError, match="'c' is no model"):
+    with pytest.raises(UserError, match="'c' is no method"):
         paired_tests([record("a", BETTER)], reference="c")
+
+
+def test_paired_tests__within_a_label_budget():
+    records = [
+        record(f"{name}{budget}", dice, method=name) | {"label_budget": budget}
+        for budget in (7, 3)
+        for name, dice in (("a", BETTER), ("b", WORSE))
+    ]
+    rows = paired_tests(records, reference="a")
+    assert [(row["model"], row["reference"]) for row in rows] == [
+        ("b, 3 labelled", "a, 3 labelled"),
+        ("b, 7 labelled", "a, 7 labelled"),
+    ]
+    models = [row["model"] for row in comparison_table(records)]
+    assert models == ["a, 3 labelled", "b, 3 labelled", "a, 7 labelled", "b, 7 labelled"]
 
 
 def test_methods__single_organ_runs_complement_each_other():

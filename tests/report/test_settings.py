@@ -35,6 +35,9 @@ def test_sweep_curve__values_from_the_study_file():
     assert figure.axes[0].get_xlabel() == "beta0"
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0.1", "0.2"]
     assert sweep_curve(records, {}) is None
+    both = [budgeted("b01", WORSE, 3), budgeted("b01", BETTER, 7)]
+    legend = sweep_curve(both, {"name": "beta0", "values": {"b01": 0.1}}).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["3 labelled", "7 labelled"]
 
 
 def test_printed_beside__what_nobody_ran_stays_printed_only():
