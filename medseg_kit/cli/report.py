@@ -6,9 +6,11 @@ from __future__ import annotations
 def report(study: str, *, out: str, title: str | None = None) -> int:
     """Make tables, figures and one self-contained page from records alone.
 
-    STUDY is the --out folder of `medseg study` (writes table.csv, tests.csv, comparison.json, box
-    plots with significance marks, curves, overlap pictures and report.html), or that of `medseg
-    federate simulate` (writes federation.html: curves per site and round, and the round ledger).
+    STUDY is the --out folder of `medseg study` (writes report.html, and beside it its tables as
+    CSV, box plots, curves over label budgets and while training, cost, and, where images,
+    predictions and weights still are there, case grids, overlap pictures and feature maps), or that
+    of `medseg federate simulate` (writes federation.html: curves per site and round, and the round
+    ledger).
 
     Args:
         study: Folder with records.jsonl or ledger.jsonl.

@@ -183,7 +183,7 @@ def budget_check(records: Sequence[Record], *, local_steps: int | None = None) -
         local_steps: Budget that the study states; None to compare the runs with each other.
     """
     spent = {
-        f"{r['run']} (seed {r['seed']})": r["local_steps"]
+        f"{configuration_name({**r, 'method': r['run']})} (seed {r['seed']})": r["local_steps"]
         for r in records
         if r["local_steps"] is not None
     }
@@ -203,12 +203,14 @@ def format_comparison(rows: Sequence[Record], tests: Sequence[Record], budget: R
     titles = (
         f"{'Dice (95 % by patient)':<26}{'HD95 vox':>9}{'missed':>8}{'patients':>10}{'seeds':>7}"
     )
-    lines = [f"{'model':<28}{'structure':<14}{titles}"]
+    wide, narrow = (max(12, *(len(row[key]) + 2 for row in rows)) for key in ("model", "label"))
+    lines = [f"{'model':<{wide}}{'structure':<{narrow}}{titles}"]
     for row in rows:
         interval = f"{text(row['dice_mean'])} ({text(row['dice_low'])} to {text(row['dice_high'])})"
+        counts = f"{row['n_missed']:>8}{row['num_patients']:>10}{row['num_seeds']:>7}"
         lines.append(
-            f"{row['model']:<28}{row['label']:<14}{interval:<26}{text(row['hd95_vox_mean'], 2):>9}"
-            f"{row['n_missed']:>8}{row['num_patients']:>10}{row['num_seeds']:>7}"
+            f"{row['model']:<{wide}}{row['label']:<{narrow}}{interval:<26}"
+            f"{text(row['hd95_vox_mean'], 2):>9}{counts}"
         )
     lines += [
         f"{test['model']} minus {test['reference']}, {test['label']}: {text(test['difference'])} "

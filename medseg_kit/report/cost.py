@@ -27,13 +27,18 @@ def cost_table(records: Sequence[Record]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         hardware = record["hardware"]
-        machine = hardware["gpu"] or f"{hardware['processor']}, {hardware['torch_threads']} threads"
-        groups.setdefault((str(record["method"]), machine), []).append(record.get("cost") or {})
+        key = (str(record["method"]), hardware["gpu"] or _processor(hardware))
+        groups.setdefault(key, []).append(record.get("cost") or {})
     return [
         {"method": method, "hardware": machine, "runs": len(costs)}
         | {name: _median(costs, name) for name in COLUMNS}
         for (method, machine), costs in groups.items()
     ]
+
+
+def _processor(hardware: Record) -> str:
+    threads = hardware["torch_threads"]
+    return f"{hardware['processor']}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _median(costs: Sequence[Record], name: str) -> float | None:

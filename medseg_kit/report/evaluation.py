@@ -9,7 +9,8 @@ from typing import Any
 
 from medseg_kit.files import write_json, write_text
 from medseg_kit.metrics.table import CaseRecord, mean_over_labels, summarise, to_csv
-from medseg_kit.report.figures import box_plot, save_figure
+from medseg_kit.report.box_plots import box_plot
+from medseg_kit.report.figures import save_figure
 from medseg_kit.typing import PathLike
 
 AXIS_TITLES = {"dice": "Dice", "hd95_vox": "HD95 (voxels)", "hd95_mm": "HD95 (mm)"}

@@ -49,7 +49,7 @@ def qualitative_grid(rows: Sequence[Mapping[str, Any]], *, organs: Sequence[str]
         for cell, title in zip(grid[0], ["image", *columns], strict=True):
             cell.set_title(title, fontsize=8)
         handles = [
-            mpl.patches.Patch(color=_color(value), label=name)
+            mpl.patches.Patch(color=organ_color(value), label=name)
             for value, name in enumerate(organs, 1)
         ]
         figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=4)
@@ -68,10 +68,11 @@ def _pictures(row: Mapping[str, Any], num_organs: int) -> list[npt.NDArray[np.fl
         picture = grey.copy()
         for value in range(1, num_organs + 1):
             mask = labels == value
-            picture[mask] = (1 - OPACITY) * picture[mask] + OPACITY * np.array(_color(value))
+            picture[mask] = (1 - OPACITY) * picture[mask] + OPACITY * np.array(organ_color(value))
         pictures.append(picture)
     return pictures
 
 
-def _color(value: int) -> tuple[float, float, float]:
+def organ_color(value: int) -> tuple[float, float, float]:
+    """Return the colour of label value 1, 2, ... in all pictures."""
     return to_rgb(PALETTE[(value - 1) % len(PALETTE)])

@@ -154,7 +154,7 @@ def tiles(dice_table: Sequence[Row], ledger: Sequence[Row]) -> list[dict[str, st
     found = []
     table = dice_matrix(dice_table)
     chosen = [model for model in table["models"] if model["highlight"]] if table else []
-    if chosen and chosen[0]["mean"] is not None:
+    if len(chosen) == 1 and chosen[0]["mean"] is not None:
         found.append(
             _tile(_number(chosen[0]["mean"]), "mean Dice", f"{chosen[0]['name']}, unseen patients")
         )

@@ -16,25 +16,54 @@ from medseg_kit.report.grids import qualitative_grid
 from medseg_kit.report.overlays import overlap_image
 
 Record = Mapping[str, Any]
+MOST_OVERLAPS = 48
+
+
+def shown_records(records: Sequence[Record]) -> list[Record]:
+    """Return the runs that pictures show: those of the first seed and the largest label budget.
+
+    Args:
+        records: Records of a study.
+    """
+    budget = max((record["label_budget"] or 0 for record in records), default=0)
+    wanted = [record for record in records if (record["label_budget"] or 0) == budget]
+    return [record for record in wanted if record["seed"] == wanted[0]["seed"]]
+
+
+def shown_name(record: Record, records: Sequence[Record]) -> str:
+    """Return a run's name in a picture: its method, or its own where others complement it.
+
+    Args:
+        record: The run.
+        records: All that are shown.
+    """
+    is_alone = sum(other["method"] == record["method"] for other in records) == 1
+    return str(record["method"] if is_alone else record["run"])
 
 
 def overlap_pictures(
-    study_dir: Path, records: Sequence[Record], test: Mapping[str, str], *, per_model: int = 2
+    study_dir: Path,
+    records: Sequence[Record],
+    test: Mapping[str, str],
+    *,
+    most: int = MOST_OVERLAPS,
 ) -> list[dict[str, Any]]:
-    """Return overlap pictures of each run: the median and worst case by Dice of each structure.
+    """Return overlap pictures of the shown runs: median and worst case by Dice of each structure.
+
+    The worst cases are left out where there would be too many pictures for a page.
 
     Args:
         study_dir: The study's folder, with the predictions.
         records: Records of the study.
         test: `data` (prepared data set) and `section` of the test cases.
-        per_model: 1 for the median case only, 2 for the worst case beside it.
+        most: Most pictures with worst cases.
     """
+    files, shown = case_files(test), shown_records(records)
+    num_structures = sum(len({row["label"] for row in record["cases"]}) for record in shown)
+    per_model = 2 if 2 * num_structures <= most else 1
     pictures = []
-    for record in records:
-        predictions = study_dir / "runs" / job_name(record) / "predictions"
-        if not predictions.is_dir() or not (Path(test["data"]) / DATALIST_NAME).is_file():
-            continue
-        files = _test_files(Path(test["data"]), test["section"])
+    for record in shown:
+        predictions = run_folder(study_dir, record) / "predictions"
         for label in dict.fromkeys(row["label"] for row in record["cases"]):
             rows = sorted(
                 (r for r in record["cases"] if r["label"] == label), key=lambda r: r["dice"]
@@ -47,7 +76,7 @@ def overlap_pictures(
 def case_grid(
     study_dir: Path, records: Sequence[Record], test: Mapping[str, str], *, num_cases: int = 2
 ) -> bytes | None:
-    """Return the qualitative grid of the first seed and largest budget; None without predictions.
+    """Return the qualitative grid of the shown runs; None without predictions.
 
     Args:
         study_dir: The study's folder, with the predictions.
@@ -55,27 +84,19 @@ def case_grid(
         test: `data` (prepared data set) and `section` of the test cases.
         num_cases: 1 for the median case of the first method, 2 for its worst case beside it.
     """
-    first = records[0]
-    budget = max((record["label_budget"] or 0 for record in records), default=0)
-    shown = [
-        record
-        for record in records
-        if record["seed"] == first["seed"] and (record["label_budget"] or 0) == budget
-    ]
-    if not shown or not (Path(test["data"]) / DATALIST_NAME).is_file():
-        return None
-    files = _test_files(Path(test["data"]), test["section"])
-    chosen = _median_and_worst(shown[0])[:num_cases]
+    shown, files = shown_records(records), case_files(test)
+    chosen = dict(zip(median_and_worst(shown[0])[:num_cases], ("median", "worst"), strict=False))
     rows = [
-        _grid_row(case, files[case], predicted)
-        for case in chosen
+        _grid_row(f"{case}\n({which})", files[case], predicted)
+        for case, which in chosen.items()
         if case in files and (predicted := _predictions(study_dir, shown, case))
     ]
-    organs = list(files[chosen[0]][2]) if rows else []
+    organs = list(next(iter(files.values()))[2]) if rows else []
     return qualitative_grid(rows, organs=organs) if rows else None
 
 
-def _median_and_worst(record: Record) -> list[str]:
+def median_and_worst(record: Record) -> list[str]:
+    """Return the median and the worst case of a run by mean Dice; one if it has no more."""
     scores: dict[str, list[float]] = {}
     for row in record["cases"]:
         scores.setdefault(row["case"], []).append(row["dice"])
@@ -86,19 +107,21 @@ def _median_and_worst(record: Record) -> list[str]:
 def _predictions(study_dir: Path, records: Sequence[Record], case: str) -> dict[str, Path]:
     """Return method -> label map of a case; empty unless every method has one."""
     found = {
-        configuration_name(r): study_dir / "runs" / job_name(r) / "predictions" / f"{case}.nii.gz"
-        for r in records
+        shown_name(record, records): run_folder(study_dir, record)
+        / "predictions"
+        / f"{case}.nii.gz"
+        for record in records
     }
     return found if all(path.is_file() for path in found.values()) else {}
 
 
 def _grid_row(
-    case: str, truth: tuple[Path, Path, Mapping[str, int]], predicted: Mapping[str, Path]
+    title: str, truth: tuple[Path, Path, Mapping[str, int]], predicted: Mapping[str, Path]
 ) -> dict[str, Any]:
     image = nib.nifti1.Nifti1Image.from_filename(truth[0])
     maps = {"ground truth": truth[1], **predicted}
     return {
-        "title": case,
+        "title": title,
         "image": np.asanyarray(image.dataobj),
         "affine": image.affine,
         "maps": {name: _read(path) for name, path in maps.items()},
@@ -115,16 +138,30 @@ def job_name(record: Record) -> str:
     return f"{record['run']}{budget}_seed{record['seed']}"
 
 
-def _test_files(test: Path, section: str) -> dict[str, tuple[Path, Path, dict[str, int]]]:
-    """Return case name -> image, label and the values of the structures, for NIfTI images."""
-    content = read_datalist(test)
-    organs = organ_names(content["labels"], source=str(test))
+def run_folder(study_dir: Path, record: Record) -> Path:
+    """Return the folder of a record's run."""
+    return study_dir / "runs" / job_name(record)
+
+
+def case_files(test: Mapping[str, str]) -> dict[str, tuple[Path, Path, dict[str, int]]]:
+    """Return case name -> image, label and the values of the structures, for NIfTI images.
+
+    Args:
+        test: `data` (prepared data set, which may be gone) and `section` of the test cases.
+    """
+    folder = Path(test["data"])
+    if not (folder / DATALIST_NAME).is_file():
+        return {}
+    content = read_datalist(folder)
+    organs = organ_names(content["labels"], source=str(folder))
     values = {organ: value for value, organ in enumerate(organs, 1)}
     files = {}
-    for case in content[section]:
+    for case in content[test["section"]]:
+        image, label = folder / case["image"], case.get("label")
         name = re.sub(r"\.nii(\.gz)?$", "", case["image"].removeprefix("images/"))
-        if "label" in case and name != case["image"].removeprefix("images/"):
-            files[name] = (test / case["image"], test / case["label"], values)
+        is_nifti = name != case["image"].removeprefix("images/")
+        if label and is_nifti and image.is_file():
+            files[name] = (image, folder / label, values)
     return files
 
 
@@ -136,8 +173,6 @@ def _picture(
     if row["case"] not in files or not pred_path.is_file():
         return []
     image_path, label_path, values = files[row["case"]]
-    if not image_path.is_file():
-        return []
     image = nib.nifti1.Nifti1Image.from_filename(image_path)
     arrays = [_read(path) for path in (label_path, pred_path)]
     png = overlap_image(

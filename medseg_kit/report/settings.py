@@ -13,12 +13,20 @@ from medseg_kit.report.figures import Interval, interval_plot
 Record = Mapping[str, Any]
 
 
+def budget_name(budget: int | None) -> str:
+    """Return the name of a label budget."""
+    if budget is None:
+        return "all labels"
+    return f"{budget} labelled patient{'s' if budget > 1 else ''}"
+
+
 def label_efficiency(records: Sequence[Record], *, printed: Sequence[Record] = ()) -> Figure | None:
     """Return Dice over the number of labelled patients, a line a method; None for one budget.
 
     Args:
         records: Records of a study.
-        printed: Numbers of papers (`method`, `label_budget`, `label`, `dice`); drawn hollow.
+        printed: Numbers of papers (`method`, `label_budget`, `label`, `dice`); drawn hollow where
+            the study has the budget.
     """
     lines: dict[str, list[Interval]] = {}
     for row in _means(records):
@@ -26,11 +34,12 @@ def label_efficiency(records: Sequence[Record], *, printed: Sequence[Record] = (
             lines.setdefault(row["method"], []).append(_point(row["label_budget"], row))
     if max((len(points) for points in lines.values()), default=0) < 2:
         return None
+    ran = {point[0] for points in lines.values() for point in points}
     levels = {
         name: [
             (float(row["label_budget"]), float(row["dice"]))
             for row in printed
-            if row["method"] == name and row["label"] == MEAN and row.get("label_budget")
+            if row["method"] == name and row["label"] == MEAN and row.get("label_budget") in ran
         ]
         for name in lines
     }
@@ -54,7 +63,7 @@ def sweep_curve(records: Sequence[Record], sweep: Mapping[str, Any]) -> Figure |
         table = [row for row in table if row["label"] == MEAN] or table
     lines: dict[str, list[Interval]] = {}
     for row in table:
-        name = row["label"] if len(budgets) == 1 else f"{row['label_budget']} labelled"
+        name = row["label"] if len(budgets) == 1 else budget_name(row["label_budget"])
         lines.setdefault(name, []).append(_point(float(sweep["values"][row["method"]]), row))
     return interval_plot(lines, xlabel=sweep["name"], ylabel="Dice") if lines else None
 
@@ -75,7 +84,12 @@ def printed_beside(records: Sequence[Record], printed: Sequence[Record]) -> list
         found = ours.get((row["method"], budget, row["label"]), {})
         rows.append(
             {"model": configuration_name({"method": row["method"], "label_budget": budget})}
-            | {"label": row["label"], "source": row["source"], "printed_dice": row["dice"]}
+            | {
+                "label_budget": budget,
+                "label": row["label"],
+                "source": row["source"],
+                "printed_dice": row["dice"],
+            }
             | {name: found.get(name) for name in ("dice_mean", "dice_low", "dice_high")}
             | {"printed_hd95": row.get("hd95"), "hd95_vox_mean": found.get("hd95_vox_mean")}
         )

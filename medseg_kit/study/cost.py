@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 from medseg_kit.study.spec import Job
@@ -16,7 +18,8 @@ def describe_cost(
 
     `parameters` and `gflops` (10^9 multiply-adds of one window or slice, counted twice) are those
     of the deployed network; `seconds_per_step` holds everything between two steps, validation
-    included; `peak_memory_gib` is that of the whole process.
+    included; `peak_memory_gib` is that of the whole process; `registration_seconds` is what all
+    pairs of the run's registration folder took, in seconds of one thread.
 
     Args:
         job: The run.
@@ -35,8 +38,18 @@ def describe_cost(
         "seconds_per_case": seconds["predict"] / max(num_cases, 1),
         "peak_memory_gib": round(peak * (1 if sys.platform == "darwin" else 1024) / 2**30, 2),
         "peak_gpu_memory_gib": gpu,
+        "registration_seconds": _registration_seconds(job),
     }
     return cost | (_network_cost(job) if job.spec.bundle and job.spec.mode != "command" else {})
+
+
+def _registration_seconds(job: Job) -> float | None:
+    """Return what the folder of `medseg register` says that a run uses; None without one."""
+    folder = job.spec.paths.get("registration")
+    report = None if folder is None else Path(folder) / "report.json"
+    if report is None or not report.is_file():
+        return None
+    return float(json.loads(report.read_text(encoding="utf-8"))["pairs"]["seconds"])
 
 
 def _network_cost(job: Job) -> dict[str, Any]:

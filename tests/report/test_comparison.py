@@ -105,6 +105,8 @@ def test_budget_check__equal_stated_and_unequal():
     assert budget_check(records, local_steps=100)["equal"]
     assert not budget_check(records, local_steps=90)["equal"]
     assert not budget_check([*records, record("c", WORSE, steps=120)])["equal"]
+    labelled = [records[0] | {"label_budget": n, "local_steps": 100 + n} for n in (1, 3)]
+    assert not budget_check(labelled)["equal"]
 
 
 def test_format_comparison__says_what_a_reader_needs():

@@ -3,7 +3,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from medseg_kit.report.figures import box_plot, curve_plot, save_figure, significance_mark, svg_text
+from medseg_kit.report.box_plots import box_plot
+from medseg_kit.report.figures import curve_plot, save_figure, significance_mark, svg_text
 
 VALUES = {
     "liver": {"a": [0.9, 0.8, float("nan")], "b": [0.7]},

@@ -37,7 +37,10 @@ def test_sweep_curve__values_from_the_study_file():
     assert sweep_curve(records, {}) is None
     both = [budgeted("b01", WORSE, 3), budgeted("b01", BETTER, 7)]
     legend = sweep_curve(both, {"name": "beta0", "values": {"b01": 0.1}}).axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["3 labelled", "7 labelled"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "3 labelled patients",
+        "7 labelled patients",
+    ]
 
 
 def test_printed_beside__what_nobody_ran_stays_printed_only():
