@@ -40,7 +40,9 @@ class HiddenSlices:
             step: Its training step; see `branches`.
         """
         named = branches(network, step)
-        with torch.random.fork_rng(), torch.no_grad():
+        device = next(network.parameters()).device
+        forked = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(forked), torch.no_grad():
             copies = ((name, copy.deepcopy(branch).eval()) for name, branch in named.items())
             return {name: self._dice(branch, step.amp) for name, branch in copies}
 

@@ -27,9 +27,9 @@ from medseg_kit.report.grids import organ_color
 from medseg_kit.report.pictures import (
     case_files,
     median_and_worst,
-    run_folder,
     shown_name,
     shown_records,
+    weights_file,
 )
 from medseg_kit.typing import UserError
 
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
 NUM_PIXELS = 100
 NUM_CASES = 8
+NUM_SLICES = 12
 BACKGROUND = "#9aa5b1"
 
 
@@ -49,9 +50,9 @@ def feature_figures(
     """Return PNGs "within" one case and "across" cases; empty without images or any weights.
 
     A panel is a method of the first seed and largest budget whose weights lie in the study's folder
-    and whose network is slice-wise and has taps. `NUM_PIXELS` pixels a class and slice: of all
-    slices of the first method's median case, and of the slice with most ground truth of `NUM_CASES`
-    cases.
+    and whose network is slice-wise and has taps. `NUM_PIXELS` pixels a class and slice: of at most
+    `NUM_SLICES` slices with ground truth of the first method's median case, and of the slice with
+    most ground truth of `NUM_CASES` cases.
 
     Args:
         study_dir: The study's folder.
@@ -70,8 +71,8 @@ def feature_figures(
         if deployed is None:
             continue
         network, slicing = deployed
-        one = slicing.cut({"image": files[median][0], "label": files[median][1]})[:2]
-        for name, slices in (("within", one), ("across", _largest_slices(slicing, others))):
+        one, several = _spread_slices(slicing, files[median]), _largest_slices(slicing, others)
+        for name, slices in (("within", one), ("across", several)):
             panels[name][shown_name(record, shown)] = embedded(network, *slices)
     organs = list(files[median][2])
     return {name: _draw(found, organs) for name, found in panels.items() if found}
@@ -167,21 +168,6 @@ def _deployed(study_dir: Path, record: Record) -> tuple[torch.nn.Module, VolumeS
     )
 
 
-def weights_file(study_dir: Path, record: Record) -> Path | None:
-    """Return the weights that a run deployed, if they are still in the study's folder.
-
-    Args:
-        study_dir: The study's folder.
-        record: Record of the run.
-    """
-    name = "last.pt" if record["checkpoint_rule"]["applied"] == "last" else "model.pt"
-    folders = {"train": f"training/{name}", "federate": "federation/global/model.pt"}
-    if record["mode"] not in folders:
-        return None
-    path = run_folder(study_dir, record) / folders[record["mode"]]
-    return path if path.is_file() else None
-
-
 def _used(network: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the students whose logits a network answers with."""
     if not isinstance(network, DualNetwork):
@@ -195,6 +181,17 @@ def _features(network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
     """Return the maps before the head ``(B, C, H, W)``; those of a pair's mean side by side."""
     students = (cast("Student", student) for student in _used(network))
     return torch.cat([student.forward_features(image)[1]["full"] for student in students], dim=1)
+
+
+def _spread_slices(
+    slicing: VolumeSlices, case: tuple[Path, Path, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return evenly spread slices with ground truth of a case: images and labels."""
+    images, labels, _ = slicing.cut({"image": case[0], "label": case[1]})
+    shown = (labels > 0).any(2).any(1)
+    there = (shown | ~shown.any()).nonzero()[:, 0]  # a case without ground truth: all slices
+    steps = torch.linspace(0, len(there) - 1, min(NUM_SLICES, len(there))).round().long()
+    return images[there[steps]], labels[there[steps]]
 
 
 def _largest_slices(

@@ -143,6 +143,21 @@ def run_folder(study_dir: Path, record: Record) -> Path:
     return study_dir / "runs" / job_name(record)
 
 
+def weights_file(study_dir: Path, record: Record) -> Path | None:
+    """Return the weights that a run deployed, if they are still in the study's folder.
+
+    Args:
+        study_dir: The study's folder.
+        record: Record of the run.
+    """
+    name = "last.pt" if record["checkpoint_rule"]["applied"] == "last" else "model.pt"
+    folders = {"train": f"training/{name}", "federate": "federation/global/model.pt"}
+    if record["mode"] not in folders:
+        return None
+    path = run_folder(study_dir, record) / folders[record["mode"]]
+    return path if path.is_file() else None
+
+
 def case_files(test: Mapping[str, str]) -> dict[str, tuple[Path, Path, dict[str, int]]]:
     """Return case name -> image, label and the values of the structures, for NIfTI images.
 

@@ -97,7 +97,7 @@ def study_pictures(
         sections.append({"title": "Image, ground truth and methods", "lead": lead, "png": grid})
         write_bytes(folder / "grid.png", grid)
     leads = {
-        "within": "100 pixels a class and slice, of all slices of the grid's median case.",
+        "within": "100 pixels a class and slice, of up to 12 slices of the grid's median case.",
         "across": "100 pixels a class, of the slice with most ground truth of several cases.",
     }
     for name, png in feature_figures(source, records, test).items():
