@@ -22,7 +22,7 @@ from medseg_kit.bundle.weights import load_strictly, read_weights
 from medseg_kit.data.volume_slices import VolumeSlices
 from medseg_kit.networks.dual import DualNetwork
 from medseg_kit.networks.taps import Student
-from medseg_kit.report.figures import STYLE
+from medseg_kit.report.figures import STYLE, legend_below
 from medseg_kit.report.grids import organ_color
 from medseg_kit.report.pictures import (
     case_files,
@@ -232,7 +232,7 @@ def _draw(panels: Mapping[str, tuple[Any, ...]], organs: Sequence[str]) -> bytes
             mpl.patches.Patch(color=color, label=name)
             for color, name in zip(colors, ["background", *organs], strict=True)
         ]
-        figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=5)
+        legend_below(figure, handles)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()

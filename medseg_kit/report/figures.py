@@ -75,9 +75,7 @@ def curve_plot(
                 )
                 for i, name in enumerate(series)
             ]
-            fitting = int(figure.get_figwidth() / (0.085 * max(map(len, series)) + 0.6))
-            ncols = max(1, min(4, fitting))
-            figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=ncols)
+            legend_below(figure, handles)
         figure.set_layout_engine("constrained")
         figure.canvas.draw()
     return figure
@@ -133,6 +131,19 @@ def interval_plot(
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         figure.tight_layout()
     return figure
+
+
+def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
+    """Add a legend under a figure of constrained layout, in as many columns as fit its width.
+
+    Args:
+        figure: The figure.
+        handles: Labelled lines or patches.
+    """
+    widest = max(len(handle.get_label()) for handle in handles)
+    fitting = int(figure.get_figwidth() / (0.085 * widest + 0.6))  # inches at the style's font size
+    columns = max(1, min(5, fitting))
+    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=columns)
 
 
 def significance_mark(p_value: float | None) -> str:

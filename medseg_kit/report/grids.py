@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from medseg_kit.report.figures import PALETTE, STYLE
+from medseg_kit.report.figures import PALETTE, STYLE, legend_below
 from medseg_kit.report.overlays import axial_slices, to_unit
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def qualitative_grid(rows: Sequence[Mapping[str, Any]], *, organs: Sequence[str]
             mpl.patches.Patch(color=organ_color(value), label=name)
             for value, name in enumerate(organs, 1)
         ]
-        figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=4)
+        legend_below(figure, handles)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     return buffer.getvalue()
