@@ -19,6 +19,7 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
     region: str | None = None,
     spline_spacing: float | None = None,
     per_case: bool = False,
+    choice: str = "best",
     nominal_spacing: list[float] | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
@@ -44,6 +45,8 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
             not air; CT's default) or full (the plain methods' default).
         spline_spacing: Distance of a B-spline's control points in mm; 20 (MR) or 24 (CT).
         per_case: Register the first frame of each patient and use its transforms for the others.
+        choice: best (the labelled volume with the best round trip lends its label) or random (any
+            registered one; an ablation, written below OUT/labelled_N_random).
         nominal_spacing: X,Y,Z in mm along the stored axes, for data that have lost their spacing
             and are no cine cardiac MR (which is taken as 1.5,1.5,10, or 5 above 12 slices).
         jobs: Processes on this machine; -1 for one a core.
@@ -62,9 +65,13 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
     from medseg_kit.registration.cases import ordered_pairs, read_cases
     from medseg_kit.registration.maps import write_maps
     from medseg_kit.registration.quality import compare_labels, format_report, summarise
+    from medseg_kit.registration.selection import CHOICES
     from medseg_kit.registration.settings import make_settings
     from medseg_kit.registration.store import PairStore
+    from medseg_kit.typing import UserError
 
+    if choice not in CHOICES:
+        raise UserError(f"choice is {choice!r}; choose one of {list(CHOICES)}")
     budgets: list[int | None] = [*sorted(set(labelled))] if labelled else [None]
     options: Any = {"per_case": per_case, "nominal_spacing": nominal_spacing}
     found = read_cases(data, labelled=budgets[-1], **options)
@@ -89,9 +96,16 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
         number = len({case.subject for case in labels.candidates()}) if budget is None else budget
         targets = [case for case in labels.section() if not case.labelled]
         if targets:
-            folder = store.folder / f"labelled_{number}"
-            chosen = _propagate(store, folder, targets, labels.candidates(), **where)
-            report["registered_labels"][str(number)] = chosen
+            name = str(number) if choice == "best" else f"{number}_{choice}"
+            chosen = _propagate(
+                store,
+                store.folder / f"labelled_{name}",
+                targets,
+                labels.candidates(),
+                choice=choice,
+                **where,
+            )
+            report["registered_labels"][name] = chosen
     write_json(store.folder / "report.json", report)
     text = format_report(report)
     write_text(store.folder / "report.txt", text + "\n")
@@ -188,6 +202,7 @@ def _propagate(
     candidates: Sequence[Any],
     *,
     files: dict[str, str] | None = None,
+    choice: str = "best",
     **where: Any,
 ) -> dict[str, Any]:
     from medseg_kit.registration.propagate import propagate_labels
@@ -199,6 +214,7 @@ def _propagate(
             targets=targets,
             candidates=candidates,
             names=files,
+            choice=choice,
             on_case=_advance(bar),
             **where,
         )

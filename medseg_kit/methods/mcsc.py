@@ -15,12 +15,7 @@ from medseg_kit.engines.semi_supervised import Branch
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.balanced_contrast import balanced_contrast
 from medseg_kit.methods.branch_pixels import BranchPixels
-from medseg_kit.methods.patch_groups import (
-    num_patches,
-    patch_groups,
-    random_order,
-    resize_labels,
-)
+from medseg_kit.methods.patch_groups import foreground_groups
 
 if TYPE_CHECKING:
     from monai.engines import SupervisedTrainer
@@ -109,13 +104,7 @@ class BalancedContrast:
         nothing = pixels.at(numbers.new_empty(0)).sum()
         if len(numbers) == 0:
             return nothing
-        order = random_order(len(numbers), num_patches(pixels.size, patch), numbers.device)
-        if self.num_groups is not None:
-            order = order[:, : self.num_groups]
-        classes = resize_labels(labels, pixels.size)
-        cut = patch_groups(torch.stack([numbers, classes], dim=1), patch, order)
-        cut = cut[(cut[..., 1] != 0).any(1)]  # groups with foreground
-        features = pixels.at(cut[..., 0].flatten()).unflatten(0, cut.shape[:2])
+        features, classes = foreground_groups(pixels, numbers, labels, patch, self.num_groups)
         losses = [
             balanced_contrast(
                 group,
@@ -125,7 +114,7 @@ class BalancedContrast:
                 discard_background=self.discard_background,
                 precision=self.precision,
             )
-            for group, label in zip(features, cut[..., 1], strict=True)
+            for group, label in zip(features, classes, strict=True)
         ]
         return torch.stack(losses).mean() if losses else nothing
 

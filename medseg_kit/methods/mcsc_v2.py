@@ -17,7 +17,7 @@ from medseg_kit.engines.semi_supervised import Branch
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.prototype_contrast import FeatureBank, prototype_contrast
 from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
-from medseg_kit.methods.patch_groups import resize_labels
+from medseg_kit.methods.patch_groups import resize_labels, resize_maps
 
 if TYPE_CHECKING:
     from monai.engines import SupervisedTrainer
@@ -142,7 +142,7 @@ class CertaintyContrast:
         size, detached = features.size, features.all().float()
         with torch.no_grad():
             maps, classes = zip(*(self._teaching(b, labelled) for b in branches), strict=True)
-            probabilities = _resized(torch.cat(maps), size).movedim(1, -1).flatten(0, 2)
+            probabilities = resize_maps(torch.cat(maps), size).movedim(1, -1).flatten(0, 2)
             flat = resize_labels(torch.cat(classes), size).flatten()
             of_labelled = labelled.repeat(len(branches))[:, None, None].expand(-1, *size).flatten()
             entropy = -(probabilities * (probabilities + SMALL).log()).sum(1)
@@ -225,9 +225,3 @@ class CertaintyContrast:
         for scale, content in state["banks"].items():
             self.banks[scale] = FeatureBank(*content["features"].shape)
             self.banks[scale].load_state_dict(content)
-
-
-def _resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(maps.shape[2:]) == size:
-        return maps
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

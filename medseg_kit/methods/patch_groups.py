@@ -5,6 +5,34 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from medseg_kit.methods.branch_pixels import BranchPixels
+
+
+def foreground_groups(
+    pixels: BranchPixels,
+    numbers: torch.Tensor,
+    labels: torch.Tensor,
+    patch: int,
+    num_groups: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features ``(groups, n, d)`` and classes ``(groups, n)`` of groups with foreground.
+
+    Args:
+        pixels: Features.
+        numbers: Of the pixels of the maps that count, ``(N, h, w)``, N at least 1.
+        labels: Their classes at the image's size, ``(N, H, W)``.
+        patch: Side of a patch.
+        num_groups: Groups, drawn at random; all of them if None.
+    """
+    order = random_order(len(numbers), num_patches(pixels.size, patch), numbers.device)
+    if num_groups is not None:
+        order = order[:, :num_groups]
+    classes = resize_labels(labels, pixels.size)
+    cut = patch_groups(torch.stack([numbers, classes], dim=1), patch, order)
+    cut = cut[(cut[..., 1] != 0).any(1)]
+    features = pixels.at(cut[..., 0].flatten()).unflatten(0, cut.shape[:2])
+    return features, cut[..., 1]
+
 
 def patch_groups(maps: torch.Tensor, patch: int, order: torch.Tensor) -> torch.Tensor:
     """Return the pixels of each group, ``(groups, N x patch x patch, c)``.
@@ -43,3 +71,10 @@ def num_patches(size: tuple[int, int], patch: int) -> int:
 def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Return labels ``(B, H, W)`` at another size by the nearest pixel."""
     return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+
+
+def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return maps ``(B, C, H, W)`` at another size, bilinear."""
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

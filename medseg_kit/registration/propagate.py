@@ -25,13 +25,14 @@ SELECTION = "selection.json"
 _SUFFIX = ".nii.gz"
 
 
-def propagate_labels(
+def propagate_labels(  # noqa: PLR0913 - the options of a command, all by name
     store: PairStore,
     out: Path,
     *,
     targets: Sequence[RegistrationCase],
     candidates: Sequence[RegistrationCase],
     names: dict[str, str] | None = None,
+    choice: str = "best",
     jobs: int = 1,
     scheduler: str | None = None,
     on_case: Callable[[dict[str, Any]], None] | None = None,
@@ -45,6 +46,7 @@ def propagate_labels(
         targets: Volumes to label; one without a usable registration gets no file and is named.
         candidates: Labelled volumes.
         names: File name without ending by case key; the key itself if None.
+        choice: As `select`; one folder holds the labels of one choice.
         jobs: As `run_parallel`.
         scheduler: As `run_parallel`.
         on_case: Called with each row.
@@ -61,7 +63,7 @@ def propagate_labels(
     named = names or {}
     files = {t.key: out / f"{named.get(t.key, t.key)}{_SUFFIX}" for t in targets}
     known = _known(out / SELECTION)
-    work = partial(_propagate, store, tuple(candidates), known)
+    work = partial(_propagate, store, tuple(candidates), known, choice)
     rows = []
     tasks = [(target, files[target.key]) for target in targets]
     for row in run_parallel(work, tasks, jobs=jobs, scheduler=scheduler):
@@ -81,6 +83,7 @@ def _propagate(
     store: PairStore,
     candidates: tuple[RegistrationCase, ...],
     known: dict[str, dict[str, Any]],
+    choice: str,
     task: tuple[RegistrationCase, Path],
 ) -> dict[str, Any]:
     target, path = task
@@ -89,7 +92,7 @@ def _propagate(
     if row and row["inputs"] == digest and (row["chosen"] is None or path.is_file()):
         return row
     path.unlink(missing_ok=True)
-    row = select(store, target, candidates) | {"inputs": digest}
+    row = select(store, target, candidates, choice=choice) | {"inputs": digest}
     if row["chosen"] is not None:
         chosen = next(case for case in candidates if case.key == row["chosen"])
         write_label(store, target, chosen, path)

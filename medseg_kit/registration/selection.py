@@ -5,6 +5,7 @@ CCT-R (thesis, equations 6.9 and 6.10): the one with which the volume's round tr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from medseg_kit.registration.store import PairStore
 from medseg_kit.registration.volumes import read_image
 
 MIN_COVERAGE = 0.2
+CHOICES = ("best", "random")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ def choose(scores: Sequence[Score]) -> Score | None:
 
 
 def select(
-    store: PairStore, target: RegistrationCase, candidates: Sequence[RegistrationCase]
+    store: PairStore,
+    target: RegistrationCase,
+    candidates: Sequence[RegistrationCase],
+    *,
+    choice: str = "best",
 ) -> dict[str, Any]:
     """Return which labelled volume a target takes its label from, and all scores.
 
@@ -89,6 +95,8 @@ def select(
         store: The registered pairs.
         target: Volume without a usable label.
         candidates: Labelled volumes.
+        choice: "best", or "random": any whose label can be warped, drawn by the target's key (the
+            ablation without selection).
 
     Returns:
         ``case``, ``chosen`` (key or None), ``reason`` (why none), ``scores``.
@@ -96,8 +104,8 @@ def select(
     same = [case for case in candidates if case.matches(target)]
     scores = [score for case in same if (score := _score(store, target, case)) is not None]
     chosen: str | None = None
-    if len(same) == 1:
-        chosen = same[0].key if store.record(target, same[0]) is not None else None
+    if len(same) == 1 or choice == "random":
+        chosen = _any(target, [case.key for case in same if store.record(target, case) is not None])
     elif best := choose(scores):
         chosen = best.labelled
     reason = None if chosen else _reason(same, scores)
@@ -116,6 +124,11 @@ def _score(store: PairStore, target: RegistrationCase, labelled: RegistrationCas
         return None
     image, other = (read_image(case, store.modality) for case in (target, labelled))
     return score_images(image, other, there, back, labelled=labelled.key)
+
+
+def _any(target: RegistrationCase, keys: Sequence[str]) -> str | None:
+    digest = hashlib.sha256(target.key.encode()).digest()
+    return keys[int.from_bytes(digest[:8], "big") % len(keys)] if keys else None
 
 
 def _reason(same: Sequence[RegistrationCase], scores: Sequence[Score]) -> str:

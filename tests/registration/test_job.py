@@ -11,7 +11,7 @@ from medseg_kit.registration.cases import nominal, ordered_pairs, read_cases
 from medseg_kit.registration.job import register_pairs
 from medseg_kit.registration.parallel import run_parallel
 from medseg_kit.registration.propagate import propagate_labels
-from medseg_kit.registration.selection import Score, choose, score_images
+from medseg_kit.registration.selection import Score, choose, score_images, select
 from medseg_kit.registration.settings import make_settings
 from medseg_kit.registration.store import PairStore
 from medseg_kit.typing import UserError
@@ -137,6 +137,27 @@ def test_labels__one_labelled_volume_is_forced(dataset, tmp_path):
     assert [row["chosen"] for row in rows] == ["a", None]
     assert "no registration with a labelled volume" in rows[1]["reason"]
     assert sorted(path.name for path in (store.folder / "labelled_1").glob("*.gz")) == ["b.nii.gz"]
+
+
+def test_labels__a_random_choice_is_any_registered_volume_and_stays(dataset, tmp_path):
+    data = read_cases(dataset, labelled=2)
+    store = make_store(tmp_path)
+    first, second, *targets = data.section()
+    for target in targets:
+        store.save(target, first, {"success": True}, shifted(-3.0))
+    found = [select(store, t, [first, second], choice="random")["chosen"] for t in targets]
+    assert found == ["a", "a"]  # the other one is not registered
+    for target in targets:
+        store.save(target, second, {"success": True}, shifted(-3.0))
+    found = [select(store, t, [first, second], choice="random")["chosen"] for t in targets]
+    assert found == [select(store, t, [first, second], choice="random")["chosen"] for t in targets]
+    assert set(found) <= {"a", "b"}
+    assert select(store, targets[0], [], choice="random")["chosen"] is None
+
+
+def test_register__unknown_choice(dataset, tmp_path):
+    with pytest.raises(UserError, match="choose one of"):
+        register(str(dataset), out=str(tmp_path), choice="worst")
 
 
 def test_failing_pair__is_recorded_left_out_and_tried_again(dataset, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from medseg_kit.bundle.config import load_config
+from medseg_kit.bundle.rules import check_references
 from medseg_kit.study.spec import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +20,14 @@ def test_study__every_run_composes(file, monkeypatch):
     study = load_study(file)
     for run in study.runs:
         base = ["train.yaml", "federated.yaml"] if run.mode == "federate" else ["train.yaml"]
-        load_config(
+        training = load_config(
             str(run.bundle), [*base, *run.overlays], overrides={**run.overrides, **run.paths}
         )
         overrides = run.inference.get("overrides", {})
         overlays = run.inference.get("overlays", ())
-        load_config(str(run.bundle), ["inference.yaml", *overlays], overrides=overrides)
+        inference = load_config(str(run.bundle), ["inference.yaml", *overlays], overrides=overrides)
+        for config in (training, inference):
+            config.parse()
+            assert check_references(config.get(), run.name) == []
     named = {row["method"] for row in study.printed}
     assert not named or named & {run.method for run in study.runs}

@@ -1,0 +1,105 @@
+"""Every method overlay of the 2-D bundles trains, and inference takes the weights it leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medseg_kit.bundle.config import load_config
+from tests.bundles.conftest import BUNDLES
+from tests.methods.slice_training import make_batch, train
+
+SIZE = 32
+SMALL = {
+    "device": "cpu",
+    "amp": "off",
+    "patches": {"full": 8, "eighth": 2},
+    "bank_size": 64,
+    "train::contrast::maps": None,  # registration maps are those of a data set
+}
+LARGER = {"swin_unetr.yaml": 64}  # its instance norm wants more than one pixel at the bottom
+NEED_EINOPS = ("swin_unetr.yaml", "unetr.yaml")
+# what is given to inference.yaml; an overlay of a family that is not here changes training alone
+INFERENCE = {
+    "csunet": {
+        name: name
+        for name in ("attention_unet.yaml", "r50_unet.yaml", "swin_unetr.yaml", "unetr.yaml")
+    },
+    "mcsc_v2": {
+        "mean_teacher.yaml": "unet_inference.yaml",
+        "cps.yaml": "unet_inference.yaml",
+        "two_transformers.yaml": "transformer_inference.yaml",
+    },
+    "cct_r": {"uamt.yaml": "unet_inference.yaml", "cps.yaml": "unet_inference.yaml"},
+}
+
+
+def family(root):
+    return root.name.split("_", 2)[2]
+
+
+# the twins of a family share their overlays (test_contract.py)
+FAMILIES = {family(root): root for root in BUNDLES if "cardiac_mr" in root.name}
+OVERLAYS = [
+    (name, path.name)
+    for name, root in FAMILIES.items()
+    for path in sorted((root / "configs" / "methods").glob("*.yaml"))
+    if "published" not in path.name and not path.name.endswith("_inference.yaml")
+]
+
+
+def configuration(root, *files, size):
+    parser = load_config(root, files)
+    known = {key: value for key, value in SMALL.items() if key in parser}
+    return load_config(root, files, overrides={**known, "image_size": size})
+
+
+def enlarged(batch, size):
+    """Return the batch with its images repeated to a larger size."""
+    tiles = (1, 1, size // SIZE, size // SIZE)
+    return {**batch, **{key: batch[key].repeat(tiles) for key in ("image", "label")}}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("name", "overlay"), OVERLAYS)
+def test_overlay__learns_and_its_weights_are_deployed(name, overlay):
+    if overlay in NEED_EINOPS:
+        pytest.importorskip("einops", reason="the extra `networks`")
+    root, size = FAMILIES[name], LARGER.get(overlay, SIZE)
+    torch.manual_seed(0)
+    parser = configuration(root, "train.yaml", f"methods/{overlay}", size=size)
+    step, model = (parser.get_parsed_content(key) for key in ("train#step", "model"))
+    optimizer = parser.get_parsed_content("optimizer")
+    before = [value.clone() for value in model.parameters()]
+    batches = [enlarged(make_batch(2, 2, seed=seed, classes=4), size) for seed in range(2)]
+    history = train(step, model, batches, optimizer=optimizer)
+    assert all(torch.tensor(list(losses.values())).isfinite().all() for losses in history)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+    deployed = parser.get_parsed_content("deployed").state_dict()
+    own = INFERENCE.get(name, {}).get(overlay)
+    overlays = [] if own is None else [f"methods/{own}"]
+    network = configuration(root, "inference.yaml", *overlays, size=size).get_parsed_content(
+        "network_def"
+    )
+    network.load_state_dict(deployed)
+    with torch.no_grad():
+        assert network.eval()(batches[0]["image"]).shape == (4, 4, size, size)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_family__the_twin_has_the_same_overlays(name):
+    first, *others = (
+        sorted(
+            (path.name, _without_comments(path))
+            for path in (root / "configs" / "methods").glob("*.yaml")
+            if "published" not in path.name
+        )
+        for root in BUNDLES
+        if family(root) == name and root.name.split("_")[0] in ("cardiac", "abdomen")
+    )
+    assert all(other == first for other in others)
+
+
+def _without_comments(path):
+    return [line for line in path.read_text().splitlines() if not line.startswith("#")]
