@@ -96,6 +96,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
             flags += labelled_slices(case, depth, self.budget) if known else [False] * depth
         return torch.tensor(flags)
 
+    @functools.cached_property
+    def _position(self) -> torch.Tensor:
+        depths = self.store.volume.bincount()[self.store.volume]
+        return (self.store.index + 0.5) / depths
+
     def __len__(self) -> int:
         return len(self.store.volume)
 
@@ -112,6 +117,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         Returns:
             ``image`` ``(B, 1, H, W)`` float32; ``label`` ``(B, 1, H, W)`` uint8, zeros where the
             budget hides it; ``labelled`` ``(B,)`` bool; ``volume`` and ``slice`` ``(B,)`` int64;
+            ``position`` ``(B,)`` float32, the slice's relative height in its volume from 0 to 1;
             where there are registered labels ``registered_label`` ``(B, 1, H, W)`` uint8 and
             ``has_registered`` ``(B,)`` bool.
         """
@@ -122,6 +128,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "labelled": labelled,
             "volume": store.volume[indices],
             "slice": store.index[indices],
+            "position": self._position[indices],
         }
         if store.registered is not None:
             result["registered_label"] = store.registered[indices][:, None]

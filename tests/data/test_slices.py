@@ -108,6 +108,9 @@ def test_slices__tables_of_volume_and_slice(cases) -> None:
     item = data[3]
     assert (item["image"].shape, item["label"].shape) == ((1, 8, 8), (1, 8, 8))
     assert (int(item["volume"]), int(item["slice"])) == (1, 0)
+    assert data.batch(torch.tensor([0, 2, 3]))["position"].tolist() == pytest.approx(
+        [1 / 6, 5 / 6, 1 / 8]
+    )
 
 
 def test_slices__budget_hides_labels(cases) -> None:

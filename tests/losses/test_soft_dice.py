@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from medseg_kit.losses.soft_dice import DiceCrossEntropy, cross_entropy, soft_dice
+from medseg_kit.losses.soft_dice import DiceCrossEntropy, cross_entropy, soft_dice, soft_overlap
 
 
 def one_hot(target, classes):
@@ -48,3 +48,15 @@ def test_module__sum_of_both_parts_with_gradient():
     torch.testing.assert_close(loss, parts)
     loss.backward()
     assert float(logits.grad.abs().sum()) > 0
+
+
+def test_overlap__equals_dice_against_a_one_hot_segmentation():
+    torch.manual_seed(0)
+    probabilities = torch.randn(2, 3, 4, 4).softmax(1)
+    target = torch.randint(0, 3, (2, 4, 4))
+    one_hot = torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float()
+    torch.testing.assert_close(
+        soft_overlap(probabilities, one_hot), soft_dice(probabilities, target)
+    )
+    assert float(soft_overlap(one_hot, one_hot)) == 0
+    assert float(soft_overlap(one_hot[:, :2] * 0, one_hot[:, :2] * 0)) == 0

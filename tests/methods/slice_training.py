@@ -60,6 +60,7 @@ def make_batch(labelled=2, unlabelled=2, *, seed=0, classes=CLASSES):
         "labelled": flags,
         "volume": torch.arange(total),
         "slice": torch.zeros(total, dtype=torch.int64),
+        "position": torch.full((total,), 0.5),
         "matrix": torch.eye(2, 3).repeat(total, 1, 1),
     }
 

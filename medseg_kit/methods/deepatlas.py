@@ -1,0 +1,140 @@
+"""DeepAtlas, approximately: a segmentation and a registration network teach each other.
+
+Xu and Niethammer, "DeepAtlas: joint semi-supervised learning of image registration and
+segmentation", MICCAI 2019 (https://arxiv.org/abs/1904.08465). The thesis re-implemented it in 2-D
+without details (register A49). Ours pairs slices of one batch at about the same relative height,
+has weights of 1, and updates both networks at every step, each with the other held fixed by a
+stop-gradient, where DeepAtlas updates them in turn.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.losses import LocalNormalizedCrossCorrelationLoss
+from monai.utils.enums import CommonKeys
+from torch.nn import functional as F
+
+from medseg_kit.engines.semi_supervised import SemiSupervisedStep, count_labelled
+from medseg_kit.engines.step import Losses
+from medseg_kit.losses.soft_dice import soft_overlap
+
+if TYPE_CHECKING:
+    from monai.engines import SupervisedTrainer
+
+KERNEL = 9  # side of the window of the local correlation, in pixels
+
+
+class DeepAtlasStep(SemiSupervisedStep):
+    """Supervised loss, registration of slice pairs, and the overlap of what the pairs show.
+
+    Needs a `DeepAtlasNetwork`. The overlap compares a slice with its warped partner, ground truth
+    where there is any and else the segmentation; pairs without ground truth have none. A site
+    without labelled, or with one volume only, trains what is left: registration, or nothing.
+
+    Args:
+        similarity: Weight of the pairs' local cross-correlation.
+        smoothness: Weight of the displacement's squared gradient.
+        anatomy: Weight of the overlap, in both networks' losses.
+        **options: Those of `SemiSupervisedStep`.
+    """
+
+    def __init__(
+        self,
+        *,
+        similarity: float = 1.0,
+        smoothness: float = 1.0,
+        anatomy: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.similarity = similarity
+        self.smoothness = smoothness
+        self.anatomy = anatomy
+        self.correlation = LocalNormalizedCrossCorrelationLoss(spatial_dims=2, kernel_size=KERNEL)
+
+    def losses(
+        self, engine: SupervisedTrainer, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, Losses]:
+        """Return the logits ``(B, C, H, W)`` and the losses of both networks."""
+        partner, paired = partners(batch)
+        output = engine.network(batch[CommonKeys.IMAGE], partner)
+        logits, displacement = output["logits"], output["displacement"].float()
+        losses: Losses = dict(self.supervised(logits, batch))
+        if bool(paired.any()):
+            losses |= self._pairs(batch, logits, displacement, partner, paired)
+        return logits, losses or self.absent(logits) | {"still": displacement[:0].sum()}
+
+    def _pairs(
+        self,
+        batch: dict[str, Any],
+        logits: torch.Tensor,
+        displacement: torch.Tensor,
+        partner: torch.Tensor,
+        paired: torch.Tensor,
+    ) -> Losses:
+        """Return what the pairs cost, by name."""
+        fixed, moving = paired.nonzero()[:, 0], partner[paired]
+        image, motion = batch[CommonKeys.IMAGE], displacement[paired]
+        moved = warped(image[moving], motion)
+        losses = {
+            "similarity": self.similarity * self.correlation(moved, image[fixed]),
+            "smoothness": self.smoothness * roughness(motion),
+        }
+        labelled = batch["labelled"]
+        known = labelled[fixed] | labelled[moving]
+        if bool(known.any()):
+            shown = structures(batch, logits)
+            one, other, motion = shown[fixed[known]], shown[moving[known]], motion[known]
+            self_taught = soft_overlap(warped(other, motion.detach()), one)
+            registered = soft_overlap(warped(other.detach(), motion), one.detach())
+            losses["anatomy"] = self.anatomy * (self_taught + registered)
+        return losses
+
+
+def warped(maps: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+    """Return maps ``(B, C, H, W)`` sampled at each pixel's displaced place, bilinear.
+
+    Args:
+        maps: ``(B, C, H, W)``.
+        displacement: ``(B, 2, H, W)``, rows then columns in pixels.
+    """
+    height, width = maps.shape[2:]
+    rows = torch.arange(height, device=maps.device)[:, None] + displacement[:, 0]
+    columns = torch.arange(width, device=maps.device) + displacement[:, 1]
+    grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
+    return F.grid_sample(maps.float(), grid, "bilinear", "border", align_corners=False)
+
+
+def roughness(displacement: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared difference of neighbouring displacements ``(B, 2, H, W)``.
+
+    MONAI 1.6's `DiffusionLoss` indexes with lists, which torch 2.9 reads in another way.
+    """
+    return displacement.diff(dim=2).square().mean() + displacement.diff(dim=3).square().mean()
+
+
+def structures(batch: dict[str, Any], logits: torch.Tensor) -> torch.Tensor:
+    """Return what each slice shows, ``(B, C, H, W)``: ground truth, else the softmax of logits."""
+    count = count_labelled(batch)
+    probabilities = logits.float().softmax(1)
+    truth = F.one_hot(batch[CommonKeys.LABEL][:count, 0].long(), logits.shape[1])
+    return torch.cat([truth.movedim(-1, 1).to(probabilities.dtype), probabilities[count:]])
+
+
+def partners(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each slice's partner ``(B,)`` and whether it has one ``(B,)``.
+
+    The partner is of another volume: the labelled slice at the nearest relative height, an
+    unlabelled one only where no labelled slice is of another volume.
+
+    Args:
+        batch: With ``labelled``, ``volume`` and ``position`` ``(B,)``, the relative height in its
+            volume from 0 to 1.
+    """
+    volume, position = batch["volume"], batch["position"]
+    distance = (position[:, None] - position[None]).abs() + 2.0 * ~batch["labelled"][None]
+    distance = distance.masked_fill(volume[:, None] == volume[None], torch.inf)
+    nearest = distance.min(dim=1)
+    return nearest.indices, nearest.values.isfinite()
