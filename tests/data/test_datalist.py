@@ -130,6 +130,7 @@ def test_read_datalist__broken_json_is_named(dataset: Path) -> None:
         ({"labels": {"0": "background", "1": "a", "2": "a"}}, "share a name"),
         ({"annotated": ["heart"]}, r"\['heart'\] have no value"),
         ({"test": [{"image": "images/b.nii.gz", "subject": "a"}]}, "a subject belongs to one"),
+        ({"validation": [{"image": "b.nii.gz", "subject": "a"}]}, "a stands in training and in va"),
     ],
 )
 def test_write_datalist__refuses_invalid_content(

@@ -149,6 +149,14 @@ def test_slices__registered_labels_of_another_list(cases, tmp_path: Path) -> Non
         dataset(cases, registered_labels=tmp_path / "absent")
 
 
+def test_slices__registered_label_of_another_grid(cases, tmp_path: Path) -> None:
+    folder = tmp_path / "registered"
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((12, 10, 4), np.uint8), AFFINE), folder / "b_ED.nii.gz")
+    with pytest.raises(UserError, match="lies on the grid of its image"):
+        dataset(cases, registered_labels=folder).store  # noqa: B018 - reads
+
+
 def test_slices__one_slice_and_other_spacings(tmp_path: Path) -> None:
     one = write_case(tmp_path, "one", shape=(12, 10, 1))
     other = write_case(tmp_path, "other", shape=(5, 30, 20))

@@ -114,6 +114,16 @@ def test_ten_steps__all_terms_finite_and_the_bank_fills():
     assert [len(bank) for bank in step.terms[1].banks] == [4, 4]  # slice 0 of four volumes
 
 
+def test_batch__without_a_confident_pixel():
+    step, network = make(maps=IdentityMaps(), bank_size=6)
+    step.terms[1].confidence = 1.0
+    before = [value.clone() for value in network.projectors.parameters()]
+    history = train(step, network, [make_batch()])
+    assert history[0]["contrast"] == 0
+    after = network.projectors.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_registered_labels__absent_or_of_labelled_images_only():
     step, network = make()
     history = train(step, network, [make_batch(), with_registered(make_batch(4, 0))])

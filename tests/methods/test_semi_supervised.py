@@ -115,6 +115,14 @@ def test_uamt__threshold_golden_values():
     assert step.threshold == pytest.approx(0.693147, abs=1e-6)
 
 
+def test_uamt__no_certain_pixel_costs_nothing(monkeypatch):
+    monkeypatch.setattr(UncertaintyMeanTeacherStep, "threshold", 0.0)
+    step, network = make("uamt")
+    history = train(step, network, [make_batch()])
+    assert history[0]["consistency"] == 0
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
 def test_supervised__does_not_look_at_unlabelled_images():
     losses = []
     for value in (0.0, 1.0):
