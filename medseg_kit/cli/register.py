@@ -20,6 +20,7 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
     spline_spacing: float | None = None,
     per_case: bool = False,
     choice: str = "best",
+    score_weights: list[float] | None = None,
     nominal_spacing: list[float] | None = None,
     jobs: int = 1,
     scheduler: str | None = None,
@@ -47,6 +48,7 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
         per_case: Register the first frame of each patient and use its transforms for the others.
         choice: best (the labelled volume with the best round trip lends its label) or random (any
             registered one; an ablation, written below OUT/labelled_N_random).
+        score_weights: Of a round trip's RMSE and mutual information in its score; 1,-1 by default.
         nominal_spacing: X,Y,Z in mm along the stored axes, for data that have lost their spacing
             and are no cine cardiac MR (which is taken as 1.5,1.5,10, or 5 above 12 slices).
         jobs: Processes on this machine; -1 for one a core.
@@ -59,19 +61,22 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
     Example:
         medseg register prepared/acdc --out prepared/acdc_registration --labelled 3 --jobs 2
     """
+    from dataclasses import asdict
     from pathlib import Path
 
     from medseg_kit.files import write_json, write_text
     from medseg_kit.registration.cases import ordered_pairs, read_cases
     from medseg_kit.registration.maps import write_maps
     from medseg_kit.registration.quality import compare_labels, format_report, summarise
-    from medseg_kit.registration.selection import CHOICES
+    from medseg_kit.registration.selection import Rule
     from medseg_kit.registration.settings import make_settings
     from medseg_kit.registration.store import PairStore
     from medseg_kit.typing import UserError
 
-    if choice not in CHOICES:
-        raise UserError(f"choice is {choice!r}; choose one of {list(CHOICES)}")
+    weights = [1.0, -1.0] if score_weights is None else score_weights
+    if len(weights) != 2:
+        raise UserError(f"score_weights is {weights}; give two numbers, for example 1,-1")
+    rule = Rule(choice, *weights)
     budgets: list[int | None] = [*sorted(set(labelled))] if labelled else [None]
     options: Any = {"per_case": per_case, "nominal_spacing": nominal_spacing}
     found = read_cases(data, labelled=budgets[-1], **options)
@@ -87,6 +92,7 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
         "data": str(data),
         "method": method,
         "region": settings.region,
+        "selection": asdict(rule),
         "pairs": _summary(records),
         "labelled": {"pairs": len(rows), "mean": summarise(rows), "rows": rows},
         "registered_labels": {},
@@ -102,7 +108,7 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
                 store.folder / f"labelled_{name}",
                 targets,
                 labels.candidates(),
-                choice=choice,
+                rule=rule,
                 **where,
             )
             report["registered_labels"][name] = chosen
@@ -202,7 +208,6 @@ def _propagate(
     candidates: Sequence[Any],
     *,
     files: dict[str, str] | None = None,
-    choice: str = "best",
     **where: Any,
 ) -> dict[str, Any]:
     from medseg_kit.registration.propagate import propagate_labels
@@ -214,7 +219,6 @@ def _propagate(
             targets=targets,
             candidates=candidates,
             names=files,
-            choice=choice,
             on_case=_advance(bar),
             **where,
         )

@@ -105,6 +105,8 @@ class SupervisedContrast:
         maps: Point maps between the volumes; without them there is no REPS.
         bank_size: Feature maps kept a branch (a fifth of the training slices).
         share: Weight of the registered part of a positive (A38).
+        exclude_self: Leave an anchor out of its own class' mean (A62: the text of the thesis says
+            "all other pixels", its equation averages all).
         num_volumes: Other volumes looked at a step, drawn at random (ours; the thesis: all).
     """
 
@@ -122,6 +124,7 @@ class SupervisedContrast:
         maps: PointMaps | None = None,
         bank_size: int = 0,
         share: float = 0.5,
+        exclude_self: bool = False,
         num_volumes: int = 8,
     ) -> None:
         self.num_classes = num_classes
@@ -133,6 +136,7 @@ class SupervisedContrast:
         self.temperature = temperature
         self.maps = maps
         self.share = share
+        self.exclude_self = exclude_self
         self.num_volumes = num_volumes
         self.banks = [FeatureMaps(bank_size) for _ in range(2)] if maps is not None else []
 
@@ -160,12 +164,12 @@ class SupervisedContrast:
             others = (classes != value).nonzero()[:, 0]
             if len(anchors) == 0 or len(others) == 0:
                 continue
-            centre = F.normalize(flat[anchors].mean(0), dim=0)
+            of_class = anchors
             anchors, others = (
                 random_subset(anchors, self.num_anchors),
                 random_subset(others, self.num_keys),
             )
-            positives = centre.expand(len(anchors), -1)
+            positives = self._centres(flat, of_class, anchors)
             if self.banks:
                 positives = self._enhanced(positives, anchors, size, batch, index)
             losses.append(
@@ -174,6 +178,14 @@ class SupervisedContrast:
                 )
             )
         return torch.stack(losses).mean() if losses else pixels.at(classes.new_empty(0)).sum()
+
+    def _centres(
+        self, flat: torch.Tensor, of_class: torch.Tensor, anchors: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean feature of a class for each anchor, ``(n, d)`` of unit length."""
+        if self.exclude_self and len(of_class) > 1:
+            return F.normalize(flat[of_class].sum(0) - flat[anchors], dim=1)
+        return F.normalize(flat[of_class].mean(0), dim=0).expand(len(anchors), -1)
 
     @torch.no_grad()
     def _enhanced(

@@ -38,6 +38,7 @@ class BalancedContrast:
         balanced: Equal weight of classes; off for the unbalanced loss of the ablation (SCL).
         discard_background: No background anchors (DB of the ablation).
         crossed: Labels from the other branch; off for a branch's own (CroLab of the ablation).
+        grid_minus_one: One patch fewer along each axis, as in the public code (A8).
         num_groups: Groups a scale and step, drawn at random; all of them if None (the paper).
         temperature: Divides the similarities.
         precision: "full" or "bf16" products.
@@ -53,6 +54,7 @@ class BalancedContrast:
         balanced: bool = True,
         discard_background: bool = False,
         crossed: bool = True,
+        grid_minus_one: bool = False,
         num_groups: int | None = None,
         temperature: float = 0.1,
         precision: str = "full",
@@ -63,6 +65,7 @@ class BalancedContrast:
         self.balanced = balanced
         self.discard_background = discard_background
         self.crossed = crossed
+        self.grid_minus_one = grid_minus_one
         self.num_groups = num_groups
         self.temperature = temperature
         self.precision = precision
@@ -104,7 +107,9 @@ class BalancedContrast:
         nothing = pixels.at(numbers.new_empty(0)).sum()
         if len(numbers) == 0:
             return nothing
-        features, classes = foreground_groups(pixels, numbers, labels, patch, self.num_groups)
+        features, classes = foreground_groups(
+            pixels, numbers, labels, patch, self.num_groups, grid_minus_one=self.grid_minus_one
+        )
         losses = [
             balanced_contrast(
                 group,

@@ -14,6 +14,8 @@ def foreground_groups(
     labels: torch.Tensor,
     patch: int,
     num_groups: int | None = None,
+    *,
+    grid_minus_one: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features ``(groups, n, d)`` and classes ``(groups, n)`` of groups with foreground.
 
@@ -23,12 +25,18 @@ def foreground_groups(
         labels: Their classes at the image's size, ``(N, H, W)``.
         patch: Side of a patch.
         num_groups: Groups, drawn at random; all of them if None.
+        grid_minus_one: Leave the last row and column of patches out, as MCSC's code does.
     """
-    order = random_order(len(numbers), num_patches(pixels.size, patch), numbers.device)
+    classes = resize_labels(labels, pixels.size)
+    maps = torch.stack([numbers, classes], dim=1)
+    if grid_minus_one:
+        rows, columns = ((side // patch - 1) * patch for side in pixels.size)
+        maps = maps[:, :, :rows, :columns]
+    size = maps.shape[2], maps.shape[3]
+    order = random_order(len(numbers), num_patches(size, patch), numbers.device)
     if num_groups is not None:
         order = order[:, :num_groups]
-    classes = resize_labels(labels, pixels.size)
-    cut = patch_groups(torch.stack([numbers, classes], dim=1), patch, order)
+    cut = patch_groups(maps, patch, order)
     cut = cut[(cut[..., 1] != 0).any(1)]
     features = pixels.at(cut[..., 0].flatten()).unflatten(0, cut.shape[:2])
     return features, cut[..., 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from medseg_kit.files import replacing, write_json
 from medseg_kit.registration.cases import RegistrationCase
 from medseg_kit.registration.parallel import run_parallel
 from medseg_kit.registration.resampling import warp_label
-from medseg_kit.registration.selection import select
+from medseg_kit.registration.selection import BEST, Rule, select
 from medseg_kit.registration.store import PairStore
 from medseg_kit.registration.volumes import read_image, read_label
 from medseg_kit.typing import UserError
@@ -32,7 +33,7 @@ def propagate_labels(  # noqa: PLR0913 - the options of a command, all by name
     targets: Sequence[RegistrationCase],
     candidates: Sequence[RegistrationCase],
     names: dict[str, str] | None = None,
-    choice: str = "best",
+    rule: Rule = BEST,
     jobs: int = 1,
     scheduler: str | None = None,
     on_case: Callable[[dict[str, Any]], None] | None = None,
@@ -46,7 +47,7 @@ def propagate_labels(  # noqa: PLR0913 - the options of a command, all by name
         targets: Volumes to label; one without a usable registration gets no file and is named.
         candidates: Labelled volumes.
         names: File name without ending by case key; the key itself if None.
-        choice: As `select`; one folder holds the labels of one choice.
+        rule: As `select`.
         jobs: As `run_parallel`.
         scheduler: As `run_parallel`.
         on_case: Called with each row.
@@ -63,7 +64,7 @@ def propagate_labels(  # noqa: PLR0913 - the options of a command, all by name
     named = names or {}
     files = {t.key: out / f"{named.get(t.key, t.key)}{_SUFFIX}" for t in targets}
     known = _known(out / SELECTION)
-    work = partial(_propagate, store, tuple(candidates), known, choice)
+    work = partial(_propagate, store, tuple(candidates), known, rule)
     rows = []
     tasks = [(target, files[target.key]) for target in targets]
     for row in run_parallel(work, tasks, jobs=jobs, scheduler=scheduler):
@@ -83,16 +84,16 @@ def _propagate(
     store: PairStore,
     candidates: tuple[RegistrationCase, ...],
     known: dict[str, dict[str, Any]],
-    choice: str,
+    rule: Rule,
     task: tuple[RegistrationCase, Path],
 ) -> dict[str, Any]:
     target, path = task
-    digest = _digest(store, target, candidates)
+    digest = _digest(store, target, candidates, rule)
     row = known.get(target.key)
     if row and row["inputs"] == digest and (row["chosen"] is None or path.is_file()):
         return row
     path.unlink(missing_ok=True)
-    row = select(store, target, candidates, choice=choice) | {"inputs": digest}
+    row = select(store, target, candidates, rule=rule) | {"inputs": digest}
     if row["chosen"] is not None:
         chosen = next(case for case in candidates if case.key == row["chosen"])
         write_label(store, target, chosen, path)
@@ -143,10 +144,13 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _digest(
-    store: PairStore, target: RegistrationCase, candidates: Sequence[RegistrationCase]
+    store: PairStore,
+    target: RegistrationCase,
+    candidates: Sequence[RegistrationCase],
+    rule: Rule,
 ) -> str:
-    """Return a digest of what a selection depends on: pairs and labels."""
-    parts = []
+    """Return a digest of what a selection depends on: pairs, labels and an unusual rule."""
+    parts: list[Any] = [] if rule == BEST else [asdict(rule)]
     for case in candidates:
         if case.matches(target):
             done = [store.record(*pair) is not None for pair in ((target, case), (case, target))]

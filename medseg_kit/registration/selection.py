@@ -17,9 +17,37 @@ from medseg_kit.registration.cases import RegistrationCase
 from medseg_kit.registration.resampling import mutual_information, round_trip
 from medseg_kit.registration.store import PairStore
 from medseg_kit.registration.volumes import read_image
+from medseg_kit.typing import UserError
 
 MIN_COVERAGE = 0.2
 CHOICES = ("best", "random")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a volume gets its labelled volume.
+
+    Attributes:
+        choice: "best", or "random": any whose label can be warped, drawn by the volume's key (the
+            ablation without selection).
+        rmse_weight: Weight of the RMSE in the score.
+        information_weight: Weight of the mutual information, negative because it is a similarity
+            and the smallest score wins (register A37).
+
+    Raises:
+        UserError: For another ``choice``.
+    """
+
+    choice: str = "best"
+    rmse_weight: float = 1.0
+    information_weight: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.choice not in CHOICES:
+            raise UserError(f"choice is {self.choice!r}; choose one of {list(CHOICES)}")
+
+
+BEST = Rule()
 
 
 @dataclass(frozen=True)
@@ -28,7 +56,7 @@ class Score:
 
     Attributes:
         labelled: Key of the labelled volume.
-        score: ``w_rmse * rmse + w_mi * mutual information``; the smallest wins (register A37).
+        score: ``w_rmse * rmse + w_mi * mutual information``, see `Rule`; the smallest wins.
         rmse: Over the voxels that stayed inside both grids, intensities in [0, 1].
         mutual_information: Of those voxels, normalised by their entropy in the volume.
         coverage: Share of those voxels.
@@ -48,7 +76,7 @@ def score_images(
     back: SimpleITK.Transform,
     *,
     labelled: str = "",
-    weights: tuple[float, float] = (1.0, -1.0),
+    rule: Rule = BEST,
 ) -> Score:
     """Return the score of a round trip.
 
@@ -58,14 +86,14 @@ def score_images(
         there: A(q, j).
         back: A(j, q).
         labelled: Key of q.
-        weights: Of the RMSE and of the mutual information.
+        rule: Weights of the score.
     """
     returned, inside = round_trip(target, other, there, back)
     image = SimpleITK.GetArrayFromImage(target)
     first, second = image[inside], returned[inside]
     rmse = float(np.sqrt(np.square(first - second).mean())) if len(first) else 1.0
     information = mutual_information(first, second)
-    score = weights[0] * rmse + weights[1] * information
+    score = rule.rmse_weight * rmse + rule.information_weight * information
     return Score(labelled, score, rmse, information, float(inside.mean()))
 
 
@@ -84,7 +112,7 @@ def select(
     target: RegistrationCase,
     candidates: Sequence[RegistrationCase],
     *,
-    choice: str = "best",
+    rule: Rule = BEST,
 ) -> dict[str, Any]:
     """Return which labelled volume a target takes its label from, and all scores.
 
@@ -95,16 +123,15 @@ def select(
         store: The registered pairs.
         target: Volume without a usable label.
         candidates: Labelled volumes.
-        choice: "best", or "random": any whose label can be warped, drawn by the target's key (the
-            ablation without selection).
+        rule: How one is chosen.
 
     Returns:
         ``case``, ``chosen`` (key or None), ``reason`` (why none), ``scores``.
     """
     same = [case for case in candidates if case.matches(target)]
-    scores = [score for case in same if (score := _score(store, target, case)) is not None]
+    scores = [score for case in same if (score := _score(store, target, case, rule)) is not None]
     chosen: str | None = None
-    if len(same) == 1 or choice == "random":
+    if len(same) == 1 or rule.choice == "random":
         chosen = _any(target, [case.key for case in same if store.record(target, case) is not None])
     elif best := choose(scores):
         chosen = best.labelled
@@ -118,12 +145,14 @@ def select(
     }
 
 
-def _score(store: PairStore, target: RegistrationCase, labelled: RegistrationCase) -> Score | None:
+def _score(
+    store: PairStore, target: RegistrationCase, labelled: RegistrationCase, rule: Rule
+) -> Score | None:
     there, back = store.transform(labelled, target), store.transform(target, labelled)
     if there is None or back is None:
         return None
     image, other = (read_image(case, store.modality) for case in (target, labelled))
-    return score_images(image, other, there, back, labelled=labelled.key)
+    return score_images(image, other, there, back, labelled=labelled.key, rule=rule)
 
 
 def _any(target: RegistrationCase, keys: Sequence[str]) -> str | None:

@@ -114,6 +114,17 @@ def test_ten_steps__all_terms_finite_and_the_bank_fills():
     assert [len(bank) for bank in step.terms[1].banks] == [4, 4]  # slice 0 of four volumes
 
 
+def test_centres__of_all_pixels_or_of_all_others():
+    flat = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    of_class, anchors = torch.tensor([0, 2, 3]), torch.tensor([3, 0])
+    found = SupervisedContrast(CLASSES)._centres(flat, of_class, anchors)
+    expected = F.normalize(flat[of_class].mean(0), dim=0)
+    assert torch.equal(found, expected.expand(2, -1))
+    found = SupervisedContrast(CLASSES, exclude_self=True)._centres(flat, of_class, anchors)
+    others = torch.stack([flat[0] + flat[2], flat[2] + flat[3]])
+    torch.testing.assert_close(found, F.normalize(others, dim=1))
+
+
 def test_batch__without_a_confident_pixel():
     step, network = make(maps=IdentityMaps(), bank_size=6)
     step.terms[1].confidence = 1.0

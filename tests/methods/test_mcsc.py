@@ -67,7 +67,13 @@ def test_edge_batches__finite(batch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"balanced": False}, {"discard_background": True}, {"crossed": False}, {"num_groups": 2}],
+    [
+        {"balanced": False},
+        {"discard_background": True},
+        {"crossed": False},
+        {"num_groups": 2},
+        {"grid_minus_one": True},
+    ],
 )
 def test_variants__run(options):
     step, network = make(unlabelled_start=0, **options)

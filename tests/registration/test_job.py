@@ -11,7 +11,7 @@ from medseg_kit.registration.cases import nominal, ordered_pairs, read_cases
 from medseg_kit.registration.job import register_pairs
 from medseg_kit.registration.parallel import run_parallel
 from medseg_kit.registration.propagate import propagate_labels
-from medseg_kit.registration.selection import Score, choose, score_images, select
+from medseg_kit.registration.selection import Rule, Score, choose, score_images, select
 from medseg_kit.registration.settings import make_settings
 from medseg_kit.registration.store import PairStore
 from medseg_kit.typing import UserError
@@ -121,6 +121,8 @@ def test_scores__a_faithful_round_trip_wins():
     good = score_images(image, other, there, back, labelled="good")
     bad = score_images(image, other, there, shifted(12.0), labelled="bad")
     assert good.score < bad.score
+    weighted = score_images(image, other, there, back, rule=Rule(rmse_weight=2.0))
+    assert weighted.score == pytest.approx(good.score + good.rmse)
     assert good.coverage > 0.8
     assert choose([bad, good]).labelled == "good"
     assert choose([Score("far", -2.0, 0.0, 2.0, coverage=0.1)]) is None
@@ -145,19 +147,23 @@ def test_labels__a_random_choice_is_any_registered_volume_and_stays(dataset, tmp
     first, second, *targets = data.section()
     for target in targets:
         store.save(target, first, {"success": True}, shifted(-3.0))
-    found = [select(store, t, [first, second], choice="random")["chosen"] for t in targets]
+    found = [select(store, t, [first, second], rule=Rule("random"))["chosen"] for t in targets]
     assert found == ["a", "a"]  # the other one is not registered
     for target in targets:
         store.save(target, second, {"success": True}, shifted(-3.0))
-    found = [select(store, t, [first, second], choice="random")["chosen"] for t in targets]
-    assert found == [select(store, t, [first, second], choice="random")["chosen"] for t in targets]
+    found = [select(store, t, [first, second], rule=Rule("random"))["chosen"] for t in targets]
+    assert found == [
+        select(store, t, [first, second], rule=Rule("random"))["chosen"] for t in targets
+    ]
     assert set(found) <= {"a", "b"}
-    assert select(store, targets[0], [], choice="random")["chosen"] is None
+    assert select(store, targets[0], [], rule=Rule("random"))["chosen"] is None
 
 
 def test_register__unknown_choice(dataset, tmp_path):
     with pytest.raises(UserError, match="choose one of"):
         register(str(dataset), out=str(tmp_path), choice="worst")
+    with pytest.raises(UserError, match="give two numbers"):
+        register(str(dataset), out=str(tmp_path), score_weights=[1.0])
 
 
 def test_failing_pair__is_recorded_left_out_and_tried_again(dataset, tmp_path):
