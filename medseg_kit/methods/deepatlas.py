@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.losses import LocalNormalizedCrossCorrelationLoss
 from monai.utils.enums import CommonKeys
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from monai.engines import SupervisedTrainer
 
 KERNEL = 9  # side of the window of the local correlation, in pixels
+SMALL = 1e-5
 
 
 class DeepAtlasStep(SemiSupervisedStep):
@@ -52,7 +52,6 @@ class DeepAtlasStep(SemiSupervisedStep):
         self.similarity = similarity
         self.smoothness = smoothness
         self.anatomy = anatomy
-        self.correlation = LocalNormalizedCrossCorrelationLoss(spatial_dims=2, kernel_size=KERNEL)
 
     def losses(
         self, engine: SupervisedTrainer, batch: dict[str, Any]
@@ -79,7 +78,7 @@ class DeepAtlasStep(SemiSupervisedStep):
         image, motion = batch[CommonKeys.IMAGE], displacement[paired]
         moved = warped(image[moving], motion)
         losses = {
-            "similarity": self.similarity * self.correlation(moved, image[fixed]),
+            "similarity": self.similarity * local_decorrelation(moved, image[fixed].float()),
             "smoothness": self.smoothness * roughness(motion),
         }
         labelled = batch["labelled"]
@@ -105,6 +104,32 @@ def warped(maps: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     columns = torch.arange(width, device=maps.device) + displacement[:, 1]
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
     return F.grid_sample(maps.float(), grid, "bilinear", "border", align_corners=False)
+
+
+def local_decorrelation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return 1 minus the mean of `correlation_map`, from 0 to 1."""
+    return 1 - correlation_map(first, second).mean()
+
+
+def correlation_map(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the squared correlation of two images in the window around each pixel.
+
+    In full precision and with the variances bounded below by 0: MONAI's
+    `LocalNormalizedCrossCorrelationLoss` leaves its range under autocast, and in flat windows.
+
+    Args:
+        first: ``(B, 1, H, W)`` float32 with values about 0 to 1.
+        second: The same shape.
+    """
+
+    def mean(maps: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(maps, KERNEL, stride=1, padding=KERNEL // 2, count_include_pad=False)
+
+    one, other = mean(first), mean(second)
+    covariance = mean(first * second) - one * other
+    variances = (mean(m * m) - c * c for m, c in ((first, one), (second, other)))
+    spread = torch.stack([variance.clamp_min(0) for variance in variances]).prod(0)
+    return covariance.square() / (spread + SMALL)
 
 
 def roughness(displacement: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,15 @@ import copy
 import pytest
 import torch
 
-from medseg_kit.methods.deepatlas import DeepAtlasStep, partners, roughness, structures, warped
+from medseg_kit.methods.deepatlas import (
+    DeepAtlasStep,
+    correlation_map,
+    local_decorrelation,
+    partners,
+    roughness,
+    structures,
+    warped,
+)
 from medseg_kit.networks.deep_atlas import DeepAtlasNetwork
 from tests.methods.slice_training import CLASSES, SIZE, make_batch, train, unet
 
@@ -46,6 +54,32 @@ def test_warped__samples_at_the_displaced_place():
     displacement[:, 0], displacement[:, 1] = 2, -1
     found = warped(maps, displacement)
     torch.testing.assert_close(found[:, :, :4, 1:], maps[:, :, 2:, :4])
+
+
+def test_decorrelation__of_an_image_with_itself_a_flat_one_and_another():
+    torch.manual_seed(0)
+    image, noise = torch.rand(2, 2, 1, 20, 21)
+    assert float(local_decorrelation(image, image)) < 0.01
+    assert float(local_decorrelation(image, 1 - 0.5 * image)) < 0.01  # contrast does not matter
+    assert float(local_decorrelation(image, torch.ones_like(image))) == pytest.approx(1)
+    assert 0.9 < float(local_decorrelation(image, noise)) <= 1
+
+
+def test_decorrelation__equals_the_correlation_of_the_window():
+    torch.manual_seed(0)
+    first, second = torch.rand(2, 1, 1, 9, 9).double()
+    pixels = torch.stack([first.flatten(), second.flatten()])
+    found = correlation_map(first, second)[0, 0, 4, 4]
+    assert float(found) == pytest.approx(float(torch.corrcoef(pixels)[0, 1] ** 2), rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_steps__reduced_precision_keeps_the_similarity_in_its_range():
+    step, network = make(amp="bf16")
+    batch = make_batch()
+    batch["image"] = (batch["image"] > 0.25).float()  # flat regions
+    history = train(step, network, [batch] * 2)
+    assert all(0 <= losses["similarity"] <= 1 for losses in history)
 
 
 def test_roughness__of_a_constant_and_of_a_ramp():
