@@ -31,7 +31,7 @@ class DeepAtlasStep(SemiSupervisedStep):
 
     Needs a `DeepAtlasNetwork`. The overlap compares a slice with its warped partner, ground truth
     where there is any and else the segmentation; pairs without ground truth have none. A site
-    without labelled, or with one volume only, trains what is left: registration, or nothing.
+    without labels trains the registration alone; one with a single volume the segmentation alone.
 
     Args:
         similarity: Weight of the pairs' local cross-correlation.
@@ -60,10 +60,13 @@ class DeepAtlasStep(SemiSupervisedStep):
         partner, paired = partners(batch)
         output = engine.network(batch[CommonKeys.IMAGE], partner)
         logits, displacement = output["logits"], output["displacement"].float()
-        losses: Losses = dict(self.supervised(logits, batch))
+        # both networks stay in the graph, as data-parallel training wants
+        losses: Losses = self.supervised(logits, batch) or self.absent(logits)
         if bool(paired.any()):
             losses |= self._pairs(batch, logits, displacement, partner, paired)
-        return logits, losses or self.absent(logits) | {"still": displacement[:0].sum()}
+        else:
+            losses["no_pairs"] = displacement[:0].sum()
+        return logits, losses
 
     def _pairs(
         self,

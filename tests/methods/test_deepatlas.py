@@ -138,5 +138,5 @@ def test_one_volume__has_no_pairs():
     batch = {**make_batch(), "volume": torch.zeros(4, dtype=torch.int64)}
     unlabelled = {**make_batch(0, 4), "volume": torch.zeros(4, dtype=torch.int64)}
     history = train(step, network, [batch, unlabelled])
-    assert set(history[0]) == {"supervised"}
+    assert set(history[0]) == {"supervised", "no_pairs"}
     assert sum(history[1].values()) == 0
