@@ -37,15 +37,18 @@ class SliceAugmentation:
             paired organs, unless their labels are exchanged.
         exchanged_labels: Pairs of label values (left and right of an organ) that change places
             in a mirrored image.
+        crop: Share of the image's side that a random window keeps, at most 1; it fills the image
+            after the rule. Whole slices if None, as in the papers' code (the thesis speaks of
+            random cropping, register A15).
         intensity: Strength of the changes of intensity, 0 for none; see `vary_intensity`.
         interpolation: How images are sampled, "bilinear" or "nearest" (the papers' code). Labels
             are sampled by the nearest pixel. What comes from outside is 0.
 
     Raises:
-        ValueError: For an unknown ``rule`` or ``interpolation``.
+        ValueError: For an unknown ``rule`` or ``interpolation``, or a ``crop`` outside (0, 1].
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the names of a configuration, all by keyword
         self,
         rule: str = "rot_flip",
         *,
@@ -54,6 +57,7 @@ class SliceAugmentation:
         translation: float = 0.1,
         mirroring: bool = False,
         exchanged_labels: Sequence[Sequence[int]] = (),
+        crop: float | None = None,
         intensity: float = 0.0,
         interpolation: str = "bilinear",
     ) -> None:
@@ -61,7 +65,10 @@ class SliceAugmentation:
             raise ValueError(f"rule must be one of {list(_RULES)}, got {rule!r}")
         if interpolation not in ("bilinear", "nearest"):
             raise ValueError(f"interpolation must be bilinear or nearest, got {interpolation!r}")
+        if crop is not None and not 0 < crop <= 1:
+            raise ValueError(f"crop is a share of the image's side in (0, 1], got {crop}")
         self.rule = rule
+        self.crop = crop
         self.rotation_deg = rotation_deg
         self.scaling = scaling
         self.translation = translation
@@ -85,7 +92,7 @@ class SliceAugmentation:
         matrix = self.matrices(len(image), image.shape[-2:], generator).to(image.device)
         labels = [key for key in (CommonKeys.LABEL, "registered_label") if key in batch]
         result = {**batch, "matrix": matrix}
-        if self.rule != "none":
+        if self.rule != "none" or self.crop is not None:
             grid = sampling_grid(matrix, image.shape[-2:])
             result[CommonKeys.IMAGE] = _sample(image, grid, self.interpolation)
             moved = _sample(
@@ -110,10 +117,14 @@ class SliceAugmentation:
             generator: Of the CPU.
         """
         linear = _RULES[self.rule](num_images, generator, self)
+        if self.crop is not None:
+            linear = self.crop * linear
         centre = torch.tensor([(size[1] - 1) / 2, (size[0] - 1) / 2])
+        sides = torch.tensor([float(size[1]), float(size[0])])
         offset = centre - linear @ centre
+        if self.crop is not None:
+            offset = offset + _uniform((num_images, 2), (1 - self.crop) / 2, generator) * sides
         if self.rule == "affine":
-            sides = torch.tensor([float(size[1]), float(size[0])])
             offset = offset + _uniform((num_images, 2), self.translation, generator) * sides
         return torch.cat([linear, offset[:, :, None]], dim=2)
 

@@ -171,3 +171,22 @@ def test_augmentation__wrong_arguments() -> None:
         SliceAugmentation("flip")
     with pytest.raises(ValueError, match="interpolation"):
         SliceAugmentation(interpolation="linear")
+
+
+def test_crop__a_window_inside_the_image_fills_it() -> None:
+    height, width = 40, 60
+    columns = torch.arange(float(width)).expand(height, -1)
+    rows = torch.arange(float(height))[:, None].expand(-1, width)
+    image = torch.stack([columns, rows])[:, None].repeat(20, 1, 1, 1)
+    result = SliceAugmentation("none", crop=0.5)(batch_of(image), generator=generator())
+    for index, side in ((0, width), (1, height)):
+        seen = result["image"][index::2, 0]  # at a border up to half a pixel is padding
+        spread = seen.amax((1, 2)) - seen.amin((1, 2))
+        torch.testing.assert_close(spread, torch.full((20,), (side - 1) / 2), atol=0.6, rtol=0)
+        assert float(seen.amin()) >= 0
+        assert float(seen.amax()) <= side - 1
+    assert float(result["matrix"][:, 0, 2].std()) > 1  # the windows lie in different places
+    whole = SliceAugmentation("none", crop=1.0)(batch_of(image), generator=generator())
+    torch.testing.assert_close(whole["image"], image, atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="crop is a share"):
+        SliceAugmentation(crop=0.0)
