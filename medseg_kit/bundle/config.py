@@ -24,6 +24,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, run
 from monai.bundle.config_item import ComponentLocator
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
 
+from medseg_kit.bundle.errors import report_user_errors
 from medseg_kit.bundle.paths import resolve_bundle, split_file_list
 from medseg_kit.typing import PathLike, UserError
 
@@ -58,8 +59,9 @@ def load_config(
     paths = [configs / name for name in files]
     for path in paths:
         if not path.is_file():
-            present = ", ".join(sorted(item.name for item in configs.glob("*.yaml"))) or "none"
-            raise UserError(f"{path} does not exist; configurations of {root.name}: {present}")
+            folder = path.parent if path.parent.is_dir() else configs
+            present = ", ".join(sorted(item.name for item in folder.glob("*.yaml"))) or "none"
+            raise UserError(f"{path} does not exist; {root.name} has {present} there")
     config = _merge(paths, metadata=[configs / "metadata.json"])
     values = {"bundle_root": str(root), **(overrides or {})}
     unknown = unknown_ids(config, values)
@@ -73,9 +75,10 @@ def load_config(
 def check_overrides(argv: Sequence[str] | None = None) -> None:
     """Stop ``python -m monai.bundle run`` when an override names an id that does not exist.
 
-    The first item of a bundle's ``initialize`` list; in any other process it does nothing. Reads
-    ``--config_file``, ``--args_file``, ``--meta_file`` and ``--tracking`` as MONAI does, accepts
-    ``--a::b 1``, ``--a#b 1`` and ``--a#b=1``.
+    The first item of a bundle's ``initialize`` list; in any other process it does nothing. From
+    here on what the user can mend ends the process with one line. Reads ``--config_file``,
+    ``--args_file``, ``--meta_file`` and ``--tracking`` as MONAI does, accepts ``--a::b 1``,
+    ``--a#b 1`` and ``--a#b=1``.
 
     Args:
         argv: Command line to check instead of the process's own; the program name comes first.
@@ -87,6 +90,7 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv if argv is None else argv)
     if not _is_monai_run(arguments):
         return
+    report_user_errors()
     options = command_line_options(arguments[2:])
     if isinstance(options.get("args_file"), str):
         options = {**ConfigParser.load_config_file(options["args_file"]), **options}
@@ -169,9 +173,23 @@ def component_parameters(component: Any) -> frozenset[str]:
     found: Any = locate(target)
     if not callable(found):
         return frozenset()
+    return frozenset(_parameter_names(found))
+
+
+def _parameter_names(found: Any) -> set[str]:
+    """Return a callable's argument names, with those that a class passes on as ``**options``."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(found).parameters.values()
-    return frozenset(parameter.name for parameter in parameters if parameter.kind in kinds)
+    bases = list(found.__mro__[1:]) if inspect.isclass(found) else []
+    names: set[str] = set()
+    for owner in (found, *bases):
+        try:
+            parameters = inspect.signature(owner).parameters.values()
+        except ValueError:  # a built-in type says nothing
+            break
+        names |= {parameter.name for parameter in parameters if parameter.kind in kinds}
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
 
 
 def _merge(files: Sequence[Path], *, metadata: Sequence[Path]) -> dict[str, Any]:

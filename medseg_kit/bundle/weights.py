@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +13,14 @@ if TYPE_CHECKING:
     from medseg_kit.typing import StateDict
 
 _SHOWN = 3  # names listed in a message
+_SHOWN_TEXT = 120  # characters of torch's own, which goes on about safety
 
 
 def read_weights(path: PathLike) -> StateDict:
     """Return the bare state dict of a weights file.
 
     Args:
-        path: ``models/model.pt`` of a bundle; read with ``weights_only=True``.
+        path: ``models/model.pt`` of a bundle, or the like; read with ``weights_only=True``.
 
     Raises:
         UserError: If the file is missing, holds anything but tensors by name, or tensors that are
@@ -28,11 +28,12 @@ def read_weights(path: PathLike) -> StateDict:
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{file} does not exist: the bundle has no trained weights; train it first")
+        raise UserError(f"{file} does not exist: no trained weights there; train the bundle first")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{file}: not a readable weights-only file: {error}") from error
+    except Exception as error:  # torch's readers let anything through that a file can break
+        reason = " ".join(str(error).split())[:_SHOWN_TEXT]
+        raise UserError(f"{file}: not a readable weights-only file: {reason}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file}: holds {type(content).__name__}, not a state dict")
     wrong = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]

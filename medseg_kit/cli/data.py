@@ -53,6 +53,7 @@ def prepare(  # noqa: PLR0913 - the options of a command line
     try:
         report = prepare_dataset(plan, out, allow=_kinds(allow), overwrite=overwrite, progress=True)
     except DataProblemsError as error:
+        _print_warnings(error.warnings)
         return _print_errors(error.title, error.findings)
     _print_warnings([Finding(w["file"], w["kind"], w["message"]) for w in report["warnings"]])
     counts = ", ".join(f"{number} {section}" for section, number in report["cases"].items())

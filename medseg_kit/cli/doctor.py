@@ -99,6 +99,7 @@ def _bundles() -> bool:
     runs = True
     for name, root in bundles.items():
         problem = readiness(root)
-        print(f"  {name:<28} {'runs' if problem is None else problem}")
+        state = "runs" if problem is None else problem.replace(f"{root}{os.sep}", "")
+        print(f"  {name:<28} {state}")
         runs = runs and problem is None
     return runs

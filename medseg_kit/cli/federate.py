@@ -35,7 +35,8 @@ def simulate(  # noqa: PLR0913 - every option of the command is an argument
             `overrides: {config_id: value}`.
         out: Folder for the results.
         rounds: Number of rounds; the bundle's own by default.
-        method: Overlay configs/methods/METHOD.yaml of the bundle.
+        method: Overlay configs/methods/METHOD.yaml of the bundle; several with commas between
+            them, e.g. conventional_marginal,fedprox.
         seed: Seed of everything random.
         set: Values for the configuration of all sites, e.g. `--set learning_rate=1e-3,amp=off`.
         quorum: Fewest sites that must answer in a round; more than half by default.
@@ -95,7 +96,8 @@ def export(
         bundle: Path or name of a bundle with configs/federated.yaml.
         out: Folder for the job; must not exist yet.
         rounds: Number of rounds; the bundle's own by default.
-        method: Overlay configs/methods/METHOD.yaml of the bundle.
+        method: Overlay configs/methods/METHOD.yaml of the bundle; several with commas between
+            them, e.g. conventional_marginal,fedprox.
         seed: Seed of everything random.
         set: Plain values for the configuration of all sites, e.g. `--set learning_rate=1e-3`.
         sites: Comma-separated names of the sites; those connected at the start by default.

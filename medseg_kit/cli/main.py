@@ -15,9 +15,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from medseg_kit import __version__
+from medseg_kit.bundle.errors import user_message
 from medseg_kit.cli.arguments import UsageError, call
 from medseg_kit.cli.help import command_help, overview
-from medseg_kit.typing import UserError
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -59,15 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         print(f"error: {error}\nSee: medseg {_command_words(words)}--help", file=sys.stderr)
         code = EXIT_USAGE
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_FAILURE
     except BrokenPipeError:  # whoever read the output has gone, as in `medseg doctor | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_FAILURE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        code = EXIT_FAILURE
     raise SystemExit(code)
 
 

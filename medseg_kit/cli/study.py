@@ -7,9 +7,8 @@ def study(runs: str, *, out: str, parallel: int = 1) -> int:
     """Run every configuration of a study file with every seed, and compare them on the test cases.
 
     Each run is trained (or federated), predicts the test section and is scored; one JSON record a
-    run. A study that was
-    stopped continues with the same command: finished runs are not repeated. Writes
-    OUT/records.jsonl, OUT/comparison.txt and OUT/runs/.
+    run. A study that was stopped continues with the same command: finished runs are not repeated.
+    Writes OUT/records.jsonl, OUT/comparison.txt and OUT/runs/.
 
     Args:
         runs: Study file (YAML); see the documentation of medseg_kit.study.spec.

@@ -109,6 +109,7 @@ class Predictor:
         start = time.perf_counter()
         cases = find_cases(self.input, section=self.options.section, exclude=self.outputs.folder)
         self.outputs.check_distinct(cases)
+        self.outputs.check_writable()
         parts, part = share(self.options.num_parts, self.options.part_id)
         mine = cases[part::parts]
         device = self._prepare_network()
@@ -126,7 +127,7 @@ class Predictor:
         logger.info("%s in %.1f s", counts, seconds)
         if failures:
             named = "; ".join(failures[:_NAMED_FAILURES])
-            more = " ..." if len(failures) > _NAMED_FAILURES else ""
+            more = "; ..." if len(failures) > _NAMED_FAILURES else ""
             raise UserError(
                 f"{len(failures)} of {len(mine)} cases failed: {named}{more}. The others are done; "
                 f"run again when these are mended. Details: {self.outputs.folder}/<case>.json"

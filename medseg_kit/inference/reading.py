@@ -16,6 +16,9 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import LoadImage, Orientation
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from medseg_kit.inference.cases import NIFTI_SUFFIXES, Case
 from medseg_kit.transforms.pipelines import AXIS_NAMES
@@ -114,7 +117,10 @@ def _read_nifti(path: Path, digest: str) -> Volume:
     if not raw:
         raise UserError("the file is empty")
     kind = nib.Nifti2Image if raw[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-    image = kind.from_stream(io.BytesIO(raw))
+    try:
+        image = kind.from_stream(io.BytesIO(raw))
+    except (HeaderDataError, ImageFileError, WrapStructError) as error:
+        raise UserError("the file is no NIfTI image, or its header is damaged") from error
     if len(image.shape) > 3 and set(image.shape[3:]) == {1}:
         image = image.slicer[(slice(None),) * 3 + (0,) * (len(image.shape) - 3)]
     array = np.asanyarray(image.dataobj)

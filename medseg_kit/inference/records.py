@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from medseg_kit.files import write_json
@@ -21,7 +22,7 @@ class Outputs:
     """The files of a prediction in one folder.
 
     Args:
-        folder: Made when the first file is written.
+        folder: Made when results can be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,6 +39,21 @@ class Outputs:
     def record(self, case: Case) -> Path:
         """Return the path of a case's record."""
         return self.folder / f"{case.name}.json"
+
+    def check_writable(self) -> None:
+        """Stop before any work when results cannot be written.
+
+        Raises:
+            UserError: Names the folder and the reason.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror}); give another output folder"
+            ) from error
 
     def check_distinct(self, cases: Sequence[Case]) -> None:
         """Stop when two results would have one path.

@@ -26,18 +26,21 @@ def load_weights(network: nn.Module, checkpoint: PathLike) -> nn.Module:
 
 
 def check_weights_exist(checkpoint: PathLike) -> None:
-    """Stop with the training command when a bundle has no weights.
+    """Stop when there are no weights; of a bundle without any, name the training command.
 
     Args:
-        checkpoint: ``models/model.pt`` of the bundle.
+        checkpoint: ``models/model.pt`` of the bundle, or another file of weights.
 
     Raises:
         UserError: If there is no such file.
     """
     path = Path(checkpoint)
-    if not path.is_file():
-        config = path.parent.parent / "configs" / "train.yaml"
-        raise UserError(
-            f"{path} does not exist: the bundle has no trained weights. Train it with: "
-            f"python -m monai.bundle run --config_file {config} --dataset_dir DATA"
-        )
+    if path.is_file():
+        return
+    config = path.parent.parent / "configs" / "train.yaml"
+    if not config.is_file():
+        raise UserError(f"{path} does not exist; give a file of trained weights (a state dict)")
+    raise UserError(
+        f"{path} does not exist: the bundle has no trained weights. Train it with: "
+        f"python -m monai.bundle run --config_file {config} --dataset_dir DATA"
+    )

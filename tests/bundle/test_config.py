@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from medseg_kit.bundle.config import check_overrides, command_line_options, load_config
+from medseg_kit.bundle.config import (
+    check_overrides,
+    command_line_options,
+    component_parameters,
+    load_config,
+)
 from medseg_kit.typing import UserError
 
 PROGRAM = str(Path("site") / "monai" / "bundle" / "__main__.py")
@@ -95,6 +100,12 @@ def test_check_overrides__reads_args_file(toy_bundle, tmp_path):
 
 def test_check_overrides__ignores_other_processes(toy_bundle):
     check_overrides(["pytest", *_argv(toy_bundle, "--nonsense", "1")[1:]])
+
+
+def test_component_parameters__with_those_passed_on_to_a_base_class():
+    names = component_parameters({"_target_": "medseg_kit.methods.segviz.SegVizStep"})
+    assert {"organs", "loss_function", "terms", "amp"} <= names
+    assert "options" not in names
 
 
 def test_command_line_options__reads_like_fire():

@@ -51,6 +51,7 @@ def test_main__unknown_command(words, hint, capsys):
         (3, 3, ""),
         (UserError("a.nii: empty; give another"), 1, "error: a.nii: empty; give another\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(30, "Read-only file system", "/cd/x"), 1, "error: /cd/x: Read-only file system\n"),
     ],
 )
 def test_main__exit_codes(outcome, code, message, capsys, monkeypatch):

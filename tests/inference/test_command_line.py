@@ -77,6 +77,31 @@ def test_predict__missing_weights_name_the_training_command(bundle, images, tmp_
         predict(str(bundle), input=str(images), output=str(tmp_path / "out"))
 
 
+def test_predict__weights_file_that_does_not_exist(bundle, images, tmp_path):
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match=r"none\.pt does not exist; give a file"):
+        predict(str(bundle), input=str(images), output=out, weights=str(tmp_path / "none.pt"))
+
+
+def test_predict__weights_file_of_another_kind(bundle, images, tmp_path):
+    (tmp_path / "text.pt").write_text("export A=1\n")
+    out, weights = str(tmp_path / "out"), str(tmp_path / "text.pt")
+    with pytest.raises(SystemExit, match=r"error: .*text\.pt: not a readable weights-only file"):
+        predict(str(bundle), input=str(images), output=out, weights=weights, progress=False)
+
+
+def test_predict__output_that_cannot_be_written(bundle, images, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"error: .*file cannot be written .*another output"):
+        predict(str(bundle), input=str(images), output=str(tmp_path / "file"), progress=False)
+
+
+def test_predict__misspelt_overlay_lists_the_overlays(bundle, images, tmp_path):
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match=r"plain\.yaml does not exist; .*plain_network\.yaml"):
+        predict(str(bundle), input=str(images), output=out, overlay="plain")
+
+
 def test_predict__weights_of_another_network(bundle, images, tmp_path):
     path = bundle / "models" / "model.pt"
     state = torch.load(path, weights_only=True)

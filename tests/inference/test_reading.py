@@ -89,7 +89,7 @@ def test_read_volume__cut_off_files(kit, tmp_path, share):
 
 def test_read_volume__no_nifti_inside(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"nothing" * 200))
-    with pytest.raises(Exception, match=r".+"):
+    with pytest.raises(UserError, match="no NIfTI image"):
         _read(tmp_path)
 
 

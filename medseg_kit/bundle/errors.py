@@ -1,0 +1,45 @@
+"""From an exception, however deeply MONAI has wrapped it, to one line that a user can act on."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from medseg_kit.typing import UserError
+
+
+def user_message(error: BaseException) -> str | None:
+    """Return what the user can mend about an exception, or None if it is a fault of the program.
+
+    MONAI raises its own exception from whatever happens while a configuration is built or run, so
+    the chain of causes is searched for a `UserError`, or for a file that cannot be used.
+
+    Args:
+        error: The exception that arrived.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return f"{cause.filename}: {cause.strerror or cause}"
+        cause = cause.__cause__
+    return None
+
+
+def report_user_errors() -> None:
+    """Let this process end with one line instead of a stack trace where the user can mend it.
+
+    For ``python -m monai.bundle run``, whose main function is not ours; the exit code stays 1.
+    """
+    sys.excepthook = _print_message
+
+
+def _print_message(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    message = user_message(error)
+    if message is None:
+        sys.__excepthook__(kind, error, trace)
+    else:
+        sys.stderr.write(f"error: {message}\n")

@@ -1,0 +1,43 @@
+"""One line instead of a stack trace, where the user can mend it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from medseg_kit.bundle.errors import report_user_errors, user_message
+from medseg_kit.typing import UserError
+
+
+def _wrapped(error: Exception) -> RuntimeError:
+    """Return an error as MONAI's configuration parser raises it."""
+    outer, middle = RuntimeError("Failed to evaluate"), RuntimeError("Failed to instantiate")
+    middle.__cause__, outer.__cause__ = error, middle
+    return outer
+
+
+def test_user_message__finds_what_monai_has_wrapped():
+    assert user_message(_wrapped(UserError("data is empty; prepare it"))) == (
+        "data is empty; prepare it"
+    )
+
+
+def test_user_message__names_the_file_that_cannot_be_used():
+    with pytest.raises(OSError, match="No such file") as caught:
+        open("/nowhere/file")  # noqa: PTH123, SIM115
+    assert user_message(_wrapped(caught.value)) == "/nowhere/file: No such file or directory"
+
+
+@pytest.mark.parametrize("error", [ValueError("shape"), OSError("no file"), KeyError("x")])
+def test_user_message__a_fault_of_the_program_keeps_its_trace(error):
+    assert user_message(_wrapped(error)) is None
+
+
+def test_report_user_errors__one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    report_user_errors()
+    sys.excepthook(RuntimeError, _wrapped(UserError("data is empty")), None)
+    assert capsys.readouterr().err == "error: data is empty\n"
+    sys.excepthook(RuntimeError, RuntimeError("a fault"), None)
+    assert "RuntimeError: a fault" in capsys.readouterr().err
