@@ -45,11 +45,12 @@ def describe_bundle(
 def config_files(method: str | None) -> list[str]:
     """Return the files of a federated configuration, relative to the bundle, first to last.
 
-    >>> config_files("condistfl")
-    ['configs/train.yaml', 'configs/federated.yaml', 'configs/methods/condistfl.yaml']
+    >>> config_files("condistfl,fedprox")[2:]
+    ['configs/methods/condistfl.yaml', 'configs/methods/fedprox.yaml']
     """
-    overlay = [f"configs/methods/{method}.yaml"] if method else []
-    return ["configs/train.yaml", "configs/federated.yaml", *overlay]
+    names = [name.strip() for name in method.split(",")] if method else []
+    overlays = [f"configs/methods/{name}.yaml" for name in names]
+    return ["configs/train.yaml", "configs/federated.yaml", *overlays]
 
 
 def text_digest(content: Any) -> str:
@@ -85,6 +86,8 @@ def disagreement(
                 f"site {site!r} has the key {key} as {keys[key]}, the server has it as "
                 f"{global_keys.get(key, 'nothing')}: the networks differ"
             )
-    if int(hello.get("num_training", 0)) < 1:
-        return f"site {site!r} has 0 training cases, the server expects at least 1"
+    for count in ("num_training", "num_samples"):
+        number = hello.get(count)
+        if not isinstance(number, int) or number < 1:
+            return f"site {site!r} has {number!r} as {count}, the server expects at least 1"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.paths import resolve_bundle
+from medseg_kit.bundle.weights import read_weights
 from medseg_kit.fl.handshake import config_files, describe_bundle
 from medseg_kit.fl.memory import CLIENT_STATES
 from medseg_kit.fl.privacy import DEFAULT_MIN_CASES
@@ -29,7 +31,8 @@ class Options:
 
     Args:
         rounds: Number of rounds; the bundle's ``num_rounds`` if None.
-        method: Overlay ``configs/methods/<method>.yaml``, or None for the bundle's own method.
+        method: Overlay ``configs/methods/<method>.yaml``, several with commas between them, merged
+            from left to right; None for the bundle's own method.
         seed: Seed of everything random, from the initial weights on.
         overrides: Values by id, the same for all sites.
         quorum: Fewest sites that must answer in a round; more than half of them if None.
@@ -59,6 +62,7 @@ class Plan:
     description: Mapping[str, str]
     strategy: Strategy
     global_state: StateDict
+    initial_weights: str
     deployed: Mapping[str, str] | None
 
     def quorum(self, num_sites: int) -> int:
@@ -72,7 +76,7 @@ class Plan:
             "method": self.options.method,
             "seed": self.options.seed,
             "num_rounds": self.num_rounds,
-            "initial_weights": str(self.options.initial_weights or "random"),
+            "initial_weights": self.initial_weights,
         }
 
 
@@ -89,10 +93,11 @@ def read_plan(bundle: PathLike, options: Options) -> Plan:
     """
     root = resolve_bundle(bundle)
     files = config_files(options.method)
-    if options.method and not (root / files[-1]).is_file():
+    unknown = [Path(name).stem for name in files if not (root / name).is_file()]
+    if options.method and unknown:
         known = sorted(path.stem for path in (root / "configs" / "methods").glob("*.yaml"))
         raise UserError(
-            f"method '{options.method}' is unknown to {root.name}; "
+            f"method '{unknown[-1]}' is unknown to {root.name}; "
             f"it has {', '.join(known) or 'no overlays in configs/methods'}"
         )
     parser = load_config(
@@ -129,6 +134,7 @@ def read_plan(bundle: PathLike, options: Options) -> Plan:
         description=describe_bundle(root, files, overrides=options.overrides, organs=organs),
         strategy=strategy,
         global_state=_initial_state(parser, options),
+        initial_weights=_weights_name(options),
         deployed=deployed_names(root, parser, options),
     )
 
@@ -137,20 +143,38 @@ def _initial_state(parser: ConfigParser, options: Options) -> StateDict:
     torch.manual_seed(options.seed)
     network: torch.nn.Module = parser.get_parsed_content("network_def")
     state: StateDict = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+    frozen = {key for key, value in network.named_parameters() if not value.requires_grad}
     if options.initial_weights is None:
+        if frozen:
+            raise UserError(
+                f"{len(frozen)} parameters of the network do not learn, e.g. {min(frozen)}; "
+                "give their weights with --initial_weights"
+            )
         return state
-    path = Path(options.initial_weights)
-    if not path.is_file():
-        raise UserError(f"initial weights {path} do not exist")
-    given = torch.load(path, map_location="cpu", weights_only=True)
+    given = read_weights(options.initial_weights)
     fitting = {
         key: value.to(state[key].dtype)
         for key, value in given.items()
         if key in state and value.shape == state[key].shape
     }
     if not fitting:
-        raise UserError(f"initial weights {path} share no key with the network of the bundle")
+        raise UserError(
+            f"initial weights {options.initial_weights} share no key with the network of the bundle"
+        )
+    if absent := sorted(frozen - fitting.keys()):
+        raise UserError(
+            f"initial weights {options.initial_weights} lack {len(absent)} parameters that do not "
+            f"learn, e.g. {absent[0]}; give the weights of a federation of the same network"
+        )
     return {**state, **fitting}
+
+
+def _weights_name(options: Options) -> str:
+    """Return what identifies the initial weights: their digest, as no path belongs in a ledger."""
+    if options.initial_weights is None:
+        return "random"
+    content = Path(options.initial_weights).read_bytes()
+    return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def deployed_names(

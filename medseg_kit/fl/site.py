@@ -53,7 +53,7 @@ class SiteConfig:
         bundle: Folder of the bundle installed at the site.
         dataset_dir: The site's prepared data set.
         output_dir: Folder for the site's own files.
-        method: Overlay ``configs/methods/<method>.yaml`` of the bundle, or None.
+        method: Overlays ``configs/methods/<method>.yaml`` of the bundle, as in `Options`.
         seed: Seed of the federation.
         shared_overrides: Values by id that hold for all sites; part of the handshake.
         site_overrides: The site's own values by id.

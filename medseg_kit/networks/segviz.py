@@ -58,6 +58,8 @@ class SegVizUNet(nn.Module):
         task_norm: Keep one set of normalisation layers per organ (FedBN for partial labels). The
             representation then runs once per head: K passes at inference.
         dropout: Dropout probability.
+        frozen_representation: Train the heads alone, the paper's fine-tuning after the federation:
+            the representation gets no gradient, and its norms keep their statistics.
 
     Raises:
         ValueError: If a head names an unknown organ, or organs repeat.
@@ -75,6 +77,7 @@ class SegVizUNet(nn.Module):
         norm: str = "batch",
         task_norm: bool = False,
         dropout: float = 0.0,
+        frozen_representation: bool = False,
     ) -> None:
         super().__init__()
         held = list(organs) if heads is None else [o for o in organs if o in heads]
@@ -99,6 +102,15 @@ class SegVizUNet(nn.Module):
         if task_norm:
             _replace_norms(self.representation, held)
         self.heads = nn.ModuleDict({organ: _fresh_copy(head) for organ in held})
+        self.frozen_representation = frozen_representation
+        self.representation.requires_grad_(not frozen_representation)
+
+    def train(self, mode: bool = True) -> SegVizUNet:
+        """Switch to training or evaluation; a frozen representation stays in evaluation."""
+        super().train(mode)
+        if self.frozen_representation:
+            self.representation.eval()
+        return self
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | dict[str, dict[str, torch.Tensor]]:
         """Segment ``image`` ``(B, in_channels, H, W[, D])``; see the class for the result."""

@@ -13,6 +13,7 @@ from medseg_kit.fl import files
 from medseg_kit.fl.plan import read_plan
 from medseg_kit.fl.simulation import simulate
 from medseg_kit.fl.state import digest
+from medseg_kit.typing import UserError
 
 # MONAI 1.6's LoadImage warns of an optional DICOM decoder wherever it is not installed.
 pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
@@ -98,3 +99,36 @@ def test_client_state__reset_differs_from_keep(finished, tmp_path):
     summary = simulate(finished.bundle, finished.sites, tmp_path / "reset", options=options)
     assert summary["digest"] != finished.summary["digest"]
     assert records(tmp_path / "reset", "run")[0]["client_state"] == "reset"
+
+
+def test_methods__merge_from_left_to_right(bundle):
+    options = toy_options(method="segviz,fedprox")
+    assert read_plan(bundle, options).description["config"] not in {
+        read_plan(bundle, toy_options(method=name)).description["config"]
+        for name in ("segviz", "fedprox")
+    }
+    with pytest.raises(UserError, match=r"method 'fedpro' is unknown .*fedprox"):
+        read_plan(bundle, toy_options(method="segviz,fedpro"))
+
+
+def test_fine_tuning__changes_the_heads_alone(bundle, tmp_path):
+    for name, organ in (("a", "left"), ("b", "right")):
+        make_site(tmp_path / "sites" / name, annotated=[organ])
+
+    def run(name, **options):
+        options = toy_options(method="segviz", rounds=1, **options)
+        simulate(bundle, tmp_path / "sites", tmp_path / name, options=options)
+        return tmp_path / name / "global" / "model.pt"
+
+    frozen = {"network_def#frozen_representation": True}
+    with pytest.raises(UserError, match=r"do not learn.*--initial_weights"):
+        run("alone", overrides=frozen)
+    first = run("first")
+    fine = run("fine", overrides=frozen, initial_weights=first)
+    before, after = (torch.load(path, weights_only=True) for path in (first, fine))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {key.split(".")[1] for key in changed} == {"left", "right"}
+    assert all(key.startswith("heads.") for key in changed)
+    run_record = records(tmp_path / "fine", "run")[0]
+    assert run_record["initial_weights"].startswith("sha256:")
+    assert str(tmp_path) not in json.dumps(run_record)

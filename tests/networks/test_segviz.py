@@ -102,3 +102,23 @@ def test_size__error_names_the_size_that_fits():
 def test_heads__unknown_or_none_is_an_error(heads):
     with pytest.raises(ValueError, match="organs"):
         SegVizUNet(2, 1, ORGANS, heads=heads, **SMALL)
+
+
+@pytest.mark.parametrize("task_norm", [False, True])
+def test_frozen_representation__only_heads_learn(task_norm):
+    torch.manual_seed(0)
+    network = SegVizUNet(
+        2, 1, ["a", "b"], task_norm=task_norm, frozen_representation=True, channels=(4, 8, 16),
+        strides=(2, 2),
+    ).train()  # fmt: skip
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    logits = network(torch.randn(2, 1, 8, 8))["logits"]
+    torch.stack([value.square().mean() for value in logits.values()]).sum().backward()
+    optimizer.step()
+    changed = {
+        key for key, value in network.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert changed
+    assert all(key.startswith("heads.") for key in changed)
+    assert {key.split(".")[1] for key in changed} == {"a", "b"}
