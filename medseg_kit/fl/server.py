@@ -203,8 +203,8 @@ class Server:
         replies = {reply.site: reply for reply in self.ask(requests) if reply.site in records}
         for name, record in records.items():
             reply = replies.get(name)
-            if reply is None or reply.error:
-                problem = "no answer" if reply is None else reply.error
+            problem = "no answer" if reply is None else reply.error or _metrics_problem(reply)
+            if reply is None or problem:
                 record["metrics_suppressed"] = f"validation failed: {problem}"
                 logger.warning("round %d: no metrics from %s: %s", number, name, problem)
                 continue
@@ -265,6 +265,17 @@ class Server:
         }
         self.store.deploy(state, summary)
         return summary
+
+
+def _metrics_problem(reply: Reply) -> str | None:
+    """Return why metrics cannot be used, or None: one NaN would spoil mean, choice and ledger."""
+    metrics = reply.content.get("metrics") or {}
+    if not isinstance(metrics, Mapping):
+        return f"metrics are a {type(metrics).__name__}"
+    for name, value in metrics.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"metric {name} is {value!r}"
+    return None
 
 
 def _problem(request: Request, info: SiteInfo, reply: Reply) -> str | None:

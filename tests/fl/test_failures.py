@@ -21,14 +21,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
 
 
 class _Liar:
-    """Wraps a client and changes its answers to ``train``."""
+    """Wraps a client and changes its answers of one kind."""
 
-    def __init__(self, client, lie):
-        self.client, self.lie = client, lie
+    def __init__(self, client, lie, kind="train"):
+        self.client, self.lie, self.kind = client, lie, kind
 
     def handle(self, request):
         reply = self.client.handle(request)
-        return self.lie(reply) if request.kind == "train" else reply
+        return self.lie(reply) if request.kind == self.kind else reply
 
 
 def _nan(reply):
@@ -104,6 +104,43 @@ def test_lying_site__is_named_left_out_and_recorded(
     assert summary["last_round"]["failures"].keys() == {"b"}
     # the others' weights are renormalised: the same as a federation without b
     assert summary["digest"] == without_b
+
+
+@pytest.mark.parametrize(
+    ("metrics", "problem"),
+    [({"val_mean_dice": float("nan")}, "is nan"), ({"x": "high"}, "'high'"), ([0.9], "a list")],
+)
+def test_lying_site__metrics_do_not_spoil_the_mean(bundle, sites, tmp_path, metrics, problem):
+    def lie(reply):
+        reply.content["metrics"] = metrics
+        return reply
+
+    options, out = toy_options(rounds=1), tmp_path / "out"
+    clients = make_clients(bundle, {name: sites / name for name in "abc"}, out, options)
+    clients["b"] = _Liar(clients["b"], lie, kind="validate")
+    store = ServerStore(out)
+    Server(read_plan(bundle, options), list("abc"), store, ask=InProcess(clients)).run()
+    found = {record["site"]: record for record in records(out, "site")}
+    assert found["b"]["metrics"] is None
+    assert problem in found["b"]["metrics_suppressed"]
+    summary = records(out, "round")[0]
+    assert summary["num_reporting"] == 2
+    assert summary["mean_metric"] == pytest.approx(summary["mean_metric"], nan_ok=False)
+
+
+def test_handshake__counts_that_are_none(bundle, sites, tmp_path):
+    def lie(reply):
+        reply.content["num_samples"] = "many"
+        return reply
+
+    options = toy_options(rounds=1)
+    clients = make_clients(bundle, {name: sites / name for name in "ab"}, tmp_path, options)
+    clients["b"] = _Liar(clients["b"], lie, kind="hello")
+    server = Server(
+        read_plan(bundle, options), list("ab"), ServerStore(tmp_path), ask=InProcess(clients)
+    )
+    with pytest.raises(UserError, match="site 'b' has 'many' as num_samples"):
+        server.run()
 
 
 def test_quorum__stops_with_the_reasons(bundle, sites, tmp_path):

@@ -50,6 +50,21 @@ def test_simulator__gives_the_same_weights_as_one_process(bundle, tmp_path, monk
     assert digest(ours) == digest(theirs)
 
 
+def test_received__what_cannot_be_read_costs_the_site_its_round():
+    from nvflare.app_common.abstract.fl_model import FLModel
+
+    from medseg_kit.fl.adapters.flare.exchange import META, received, to_model
+
+    request = Request("train", "run", 3, 5)
+    good = Reply("b", "train", 3, content={"num_samples": 2}, state={"w": torch.ones(2)})
+    assert received(to_model(good), request, "a").site == "a"
+    junk = FLModel(params={"w": "text"}, meta={META: good.meta()})
+    for model in (junk, FLModel(params={}, meta={}), FLModel(params={}, meta={META: [1]})):
+        reply = received(model, request, "a")
+        assert (reply.site, reply.kind, reply.round_number) == ("a", "train", 3)
+        assert reply.error.startswith("unreadable answer: ")
+
+
 def test_verified_summary__job_that_did_nothing(tmp_path):
     from medseg_kit.fl.adapters.flare.recipe import _verified_summary
 

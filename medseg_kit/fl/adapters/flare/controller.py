@@ -11,7 +11,7 @@ from typing import Any
 from nvflare.app_common.workflows.model_controller import ModelController
 
 from medseg_kit.files import write_json
-from medseg_kit.fl.adapters.flare.exchange import to_model, to_reply
+from medseg_kit.fl.adapters.flare.exchange import received, to_model
 from medseg_kit.fl.messages import Reply, Request
 from medseg_kit.fl.plan import Options, read_plan
 from medseg_kit.fl.privacy import DEFAULT_MIN_CASES, scrub
@@ -79,10 +79,8 @@ class FederationController(ModelController):
             time.sleep(POLL_S)
         while not answers.empty():
             model = answers.get()
-            reply = to_reply(model)
             # the name that FLARE has authenticated, not the one that the message claims
-            reply.site = model.meta["client_name"]
-            yield reply
+            yield received(model, requests[model.meta["client_name"]], model.meta["client_name"])
 
     def _report(self, record: dict[str, Any]) -> None:
         self.info(f"round {record['round']} complete: {record['mean_metric']}")

@@ -40,6 +40,25 @@ def to_reply(model: FLModel) -> Reply:
     return Reply(**model.meta[META], state=_state(model))
 
 
+def received(model: FLModel, request: Request, site: str) -> Reply:
+    """Return a site's reply; what cannot be read costs the site its round, not the federation.
+
+    Args:
+        model: What arrived.
+        request: What it answers.
+        site: Name of the sender, as the platform knows it.
+    """
+    try:
+        reply = to_reply(model)
+        if not isinstance(reply.content, dict):
+            raise TypeError("content is no mapping")
+    except Exception as error:  # noqa: BLE001 - a site may send anything
+        problem = f"unreadable answer: {type(error).__name__}"
+        return Reply(site, request.kind, request.round_number, error=problem)
+    reply.site = site
+    return reply
+
+
 def scalar_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return overrides that a job may carry: scalars only, as a configuration is code.
 
