@@ -60,11 +60,17 @@ class Finding:
 
 
 class DataProblemsError(UserError):
-    """Data that must not be used; `findings` lists every error, the message too."""
+    """Data that must not be used; `findings` lists every error, the message too.
 
-    def __init__(self, title: str, findings: Iterable[Finding]) -> None:
+    `warnings` holds what was found beside the errors and does not forbid the data.
+    """
+
+    def __init__(
+        self, title: str, findings: Iterable[Finding], warnings: Iterable[Finding] = ()
+    ) -> None:
         self.title = title
         self.findings = tuple(findings)
+        self.warnings = tuple(warnings)
         lines = [f"{title}: {len(self.findings)} problem(s)", *map(str, self.findings)]
         super().__init__("\n  ".join(lines))
 

@@ -105,7 +105,7 @@ def prepare_dataset(
         )
         errors, warnings = separate(findings, allowed)
         if errors:
-            raise DataProblemsError(f"{plan.header['name']} was not prepared", errors)
+            raise DataProblemsError(f"{plan.header['name']} was not prepared", errors, warnings)
         records = [one.record for one in done]
         if any(record["spacing_mm"] is None for record in records):
             plan = replace(plan, header={**plan.header, "spacing": "lost"})

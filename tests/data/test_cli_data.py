@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from medseg_kit.cli.data import check, phantoms, prepare
@@ -36,11 +38,17 @@ def test_prepare_and_check__bad_data_is_listed_on_stderr(
     label = raw_set / "labelsTr" / "case_0.nii.gz"
     good = label.read_bytes()
     label.write_bytes(good[:-30])
+    other = raw_set / "labelsTr" / "case_1.nii.gz"
+    kept = other.read_bytes()
+    image = nib.load(other)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), other)
     assert prepare(manifest, source=str(raw_set), out=out) == 1
-    error = capsys.readouterr().err
+    text, error = capsys.readouterr()
     assert "error: tiny was not prepared, 1 problem(s):" in error
     assert "[unreadable] labelsTr/case_0.nii.gz" in error
+    assert "warning: [empty-label] labelsTr/case_1.nii.gz" in text
     label.write_bytes(good)
+    other.write_bytes(kept)
     assert prepare(manifest, source=str(raw_set), out=out) == 0
     (tmp_path / "out" / "images" / "case_0.nii.gz").unlink()
     assert check(out) == 1
