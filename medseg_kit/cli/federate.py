@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
+
+from medseg_kit.cli.overrides import parse_overrides
 
 ENGINES = ("in_process", "nvflare")
 
@@ -38,7 +39,8 @@ def simulate(  # noqa: PLR0913 - every option of the command is an argument
         method: Overlay configs/methods/METHOD.yaml of the bundle; several with commas between
             them, e.g. conventional_marginal,fedprox.
         seed: Seed of everything random.
-        set: Values for the configuration of all sites, e.g. `--set learning_rate=1e-3,amp=off`.
+        set: Values for the configuration of all sites, e.g. `--set learning_rate=1e-3,amp=off`,
+            `--set "organs=[liver, spleen]"`.
         quorum: Fewest sites that must answer in a round; more than half by default.
         min_cases: Fewest validation cases of a site whose mean may leave it; where a site has
             fewer, the last round is deployed. Public data may say 1.
@@ -141,31 +143,6 @@ def load_recipe() -> ModuleType:
     if find_spec("nvflare") is None:
         raise UserError('NVIDIA FLARE is not installed: pip install "medseg-kit[federated]"')
     return importlib.import_module("medseg_kit.fl.adapters.flare.recipe")
-
-
-def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
-    """Return ``id=value`` words as a mapping; values are read as JSON, anything else is a word.
-
-    >>> parse_overrides(["learning_rate=1e-3", "amp=off"])
-    {'learning_rate': 0.001, 'amp': 'off'}
-
-    Raises:
-        UserError: For a word without an id or a value.
-    """
-    import json
-
-    from medseg_kit.typing import UserError
-
-    overrides: dict[str, Any] = {}
-    for item in items:
-        identifier, equals, text = item.partition("=")
-        if not identifier or not equals:
-            raise UserError(f"--set {item}: write id=value, e.g. --set learning_rate=0.001")
-        try:
-            overrides[identifier.strip()] = json.loads(text)
-        except json.JSONDecodeError:
-            overrides[identifier.strip()] = text
-    return overrides
 
 
 def describe_summary(summary: dict[str, Any]) -> str:

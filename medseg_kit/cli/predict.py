@@ -10,6 +10,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     output: str,
     weights: str | None = None,
     overlay: str | None = None,
+    set: list[str] | None = None,
     support: str | None = None,
     support_label: str | None = None,
     device: str = "auto",
@@ -35,6 +36,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
         weights: State dict to use instead of the bundle's models/model.pt.
         overlay: Configuration configs/methods/OVERLAY.yaml of the bundle merged onto its
             inference.yaml, e.g. plain_network for the weights of conventional averaging.
+        set: Values for the bundle's inference.yaml by id, e.g. `--set network_def::answer=[liver]`.
         support: For a one-shot bundle: the annotated scan, several with commas between them, or the
             file of prototypes that medseg support wrote (.pt).
         support_label: Label of the support scan, in the same order for several.
@@ -57,6 +59,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     from pathlib import Path
 
     from medseg_kit.bundle.config import load_config
+    from medseg_kit.cli.overrides import parse_overrides
     from medseg_kit.inference.device import select_device
     from medseg_kit.inference.weights import check_weights_exist
 
@@ -70,6 +73,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
         "progress": progress,
     }
     overrides = {
+        **parse_overrides(set or ()),
         "dataset_dir": input,
         "output_dir": output,
         "device": str(select_device(device)),

@@ -92,11 +92,23 @@ def read_site_file(dataset_dir: Path) -> dict[str, Any]:
     path = dataset_dir / SITE_FILE
     if not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content = read_site_yaml(path)
     overrides = content.get("overrides") or {} if isinstance(content, dict) else None
     if not isinstance(overrides, dict) or set(content) - {"name", "overrides"}:
         raise UserError(f"{path}: give `name: SITE` and `overrides: {{config_id: value}}` only")
     return overrides
+
+
+def read_site_yaml(path: Path) -> Any:
+    """Return the content of a YAML file that a site owns; an empty mapping if it is empty.
+
+    Raises:
+        UserError: If it is no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
 class Site:

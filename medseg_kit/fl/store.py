@@ -38,6 +38,8 @@ class ServerStore:
     def open(self, identity: dict[str, Any], *, resume: bool) -> tuple[str, int]:
         """Return the run's id and its last complete round, 0 for a new federation.
 
+        A federation that has completed no round holds nothing to lose and is begun anew.
+
         Args:
             identity: What must be unchanged for the federation in the folder to be continued.
             resume: Continue it; otherwise start anew.
@@ -46,7 +48,7 @@ class ServerStore:
             UserError: If the folder holds another federation.
         """
         path = self.folder / IDENTITY_FILE
-        if resume and path.is_file():
+        if resume and path.is_file() and self.completed():
             known = json.loads(path.read_text(encoding="utf-8"))
             for name, value in identity.items():
                 if known.get(name) != value:
@@ -54,9 +56,8 @@ class ServerStore:
                         f"{self.folder} holds a federation with {name} {known.get(name)!r}, not "
                         f"{value!r}; give another --out, or --resume=False to start anew"
                     )
-            completed = self.completed()
-            self.ledger.forget_after(completed)
-            return str(known["run_id"]), completed
+            self.ledger.forget_after(self.completed())
+            return str(known["run_id"]), self.completed()
         self._clear()
         run_id = uuid.uuid4().hex[:12]
         write_json(path, {**identity, "run_id": run_id})

@@ -58,6 +58,8 @@ class SegVizUNet(nn.Module):
         task_norm: Keep one set of normalisation layers per organ (FedBN for partial labels). The
             representation then runs once per head: K passes at inference.
         dropout: Dropout probability.
+        answer: The organs that the fused output may hold, all by default. With one organ, argmax is
+            that head's own decision, as the papers evaluate each head.
         frozen_representation: Train the heads alone, the paper's fine-tuning after the federation:
             the representation gets no gradient, and its norms keep their statistics.
 
@@ -77,12 +79,15 @@ class SegVizUNet(nn.Module):
         norm: str = "batch",
         task_norm: bool = False,
         dropout: float = 0.0,
+        answer: Sequence[str] | None = None,
         frozen_representation: bool = False,
     ) -> None:
         super().__init__()
         held = list(organs) if heads is None else [o for o in organs if o in heads]
         _check_names(organs, heads, held)
+        _check_names(organs, answer, held)
         self.organs = list(organs)
+        self.answer = [organ for organ in held if answer is None or organ in answer]
         self.task_norm = task_norm
         self.divisor = 1
         for stride in strides:
@@ -104,6 +109,10 @@ class SegVizUNet(nn.Module):
         self.heads = nn.ModuleDict({organ: _fresh_copy(head) for organ in held})
         self.frozen_representation = frozen_representation
         self.representation.requires_grad_(not frozen_representation)
+
+    def extra_repr(self) -> str:
+        """Say which heads answer where not all do: two such networks differ in nothing else."""
+        return "" if len(self.answer) == len(self.heads) else f"answer={self.answer}"
 
     def train(self, mode: bool = True) -> SegVizUNet:
         """Switch to training or evaluation; a frozen representation stays in evaluation."""
@@ -130,7 +139,7 @@ class SegVizUNet(nn.Module):
         some = next(iter(logits.values()))[:, :1]
         absent = torch.full_like(some, ABSENT_HEAD_LOGIT)
         margins = [
-            logits[organ][:, 1:2] - logits[organ][:, 0:1] if organ in logits else absent
+            logits[organ][:, 1:2] - logits[organ][:, 0:1] if organ in self.answer else absent
             for organ in self.organs
         ]
         return torch.cat([torch.zeros_like(some), *margins], dim=1)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from toy_federation import make_site
 
-from medseg_kit.cli.federate import describe_summary, load_recipe, parse_overrides, simulate
+from medseg_kit.cli.federate import describe_summary, load_recipe, simulate
 from medseg_kit.cli.main import main
 from medseg_kit.typing import UserError
 
@@ -45,14 +45,13 @@ def test_load_recipe__without_flare(monkeypatch):
         load_recipe()
 
 
-def test_parse_overrides__reads_numbers_and_words():
-    assert parse_overrides(["lr=1e-3", "amp=off", "name=a=b"]) == {
-        "lr": 0.001,
-        "amp": "off",
-        "name": "a=b",
-    }
-    with pytest.raises(UserError, match="write id=value"):
-        parse_overrides(["learning_rate"])
+def test_simulate__broken_site_file_is_named(bundle, tmp_path, capsys):
+    site = make_site(tmp_path / "sites" / "a")
+    (site / "site.yaml").write_text("overrides: [1")
+    words = ["federate", "simulate", str(bundle), "--sites", str(tmp_path / "sites")]
+    with pytest.raises(SystemExit, match="1"):
+        main([*words, "--out", str(tmp_path / "out"), "--rounds", "1"])
+    assert "site.yaml is no valid YAML" in capsys.readouterr().err
 
 
 def test_describe_summary__without_metrics():

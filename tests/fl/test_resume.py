@@ -152,3 +152,14 @@ def test_sigkill__at_random_moments_ends_with_the_same_weights(finished, tmp_pat
     assert json.loads((out / "summary.json").read_text())["digest"] == whole["digest"]
     assert _deployed(out) == _deployed(tmp_path / "whole")
     assert [record["round"] for record in records(out, "round")] == list(range(1, 7))
+
+
+def test_resume__a_federation_without_a_complete_round_is_begun_anew(bundle, tmp_path):
+    make_site(tmp_path / "sites" / "a", training=0)
+    with pytest.raises(UserError, match="quorum"):
+        simulate(bundle, tmp_path / "sites", tmp_path / "out", options=toy_options(rounds=3))
+    shutil.rmtree(tmp_path / "sites")
+    make_site(tmp_path / "sites" / "a")
+    options = toy_options(rounds=1, seed=3)
+    summary = simulate(bundle, tmp_path / "sites", tmp_path / "out", options=options)
+    assert (summary["num_rounds"], summary["seed"]) == (1, 3)

@@ -96,6 +96,14 @@ def test_predict__output_that_cannot_be_written(bundle, images, tmp_path):
         predict(str(bundle), input=str(images), output=str(tmp_path / "file"), progress=False)
 
 
+def test_predict__set_changes_the_configuration(bundle, images, tmp_path):
+    arguments = {"input": str(images), "output": str(tmp_path / "out"), "progress": False}
+    with pytest.raises(UserError, match="unknown override 'network_def::head'"):
+        predict(str(bundle), set=["network_def::head=[anterior]"], **arguments)
+    with pytest.raises(SystemExit, match=r"[0-9]+ unexpected"):
+        predict(str(bundle), set=["network_def::heads=[anterior]"], **arguments)
+
+
 def test_predict__misspelt_overlay_lists_the_overlays(bundle, images, tmp_path):
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match=r"plain\.yaml does not exist; .*plain_network\.yaml"):

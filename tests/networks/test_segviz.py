@@ -122,3 +122,19 @@ def test_frozen_representation__only_heads_learn(task_norm):
     assert changed
     assert all(key.startswith("heads.") for key in changed)
     assert {key.split(".")[1] for key in changed} == {"a", "b"}
+
+
+def test_answer__is_the_heads_own_decision():
+    torch.manual_seed(0)
+    full = SegVizUNet(2, 1, ["a", "b"], channels=(4, 8), strides=(2,)).eval()
+    one = SegVizUNet(2, 1, ["a", "b"], channels=(4, 8), strides=(2,), answer=["b"]).eval()
+    one.load_state_dict(full.state_dict())
+    image = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        logits, alone = full(image), one(image)
+    assert repr(full) != repr(one)  # a finished prediction of the one is none of the other
+    assert torch.equal(alone[:, 2], logits[:, 2])
+    assert torch.equal(alone.argmax(dim=1) == 2, logits[:, 2] > 0)
+    assert not (alone.argmax(dim=1) == 1).any()
+    with pytest.raises(ValueError, match="'c'"):
+        SegVizUNet(2, 1, ["a", "b"], channels=(4, 8), strides=(2,), answer=["c"])

@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.fl.adapters.flare.exchange import scalar_overrides, to_model, to_request
 from medseg_kit.fl.client import SiteClient
 from medseg_kit.fl.privacy import DEFAULT_MIN_CASES
-from medseg_kit.fl.site import SiteConfig, quiet_monai
+from medseg_kit.fl.site import SiteConfig, quiet_monai, read_site_yaml
 from medseg_kit.typing import UserError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +43,7 @@ def read_site_config(path: Path, *, name: str, job: argparse.Namespace) -> SiteC
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; write `dataset_dir: FOLDER` into it")
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content: dict[str, Any] = read_site_yaml(path)
     unknown = sorted(set(content) - set(SITE_KEYS))
     if unknown or "dataset_dir" not in content:
         raise UserError(f"{path}: give dataset_dir, and of {', '.join(SITE_KEYS)} what you need")
