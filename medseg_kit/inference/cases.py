@@ -102,9 +102,15 @@ def _from_datalist(path: Path, section: str | None) -> list[Case]:
         entries = [entry for name in wanted for entry in content[name]]
         images = [entry if isinstance(entry, str) else entry["image"] for entry in entries]
     except KeyError as error:
-        raise UserError(f"{path}: {error} is missing; sections: {sorted(content)}") from error
+        known = [name for name in _SECTIONS if name in content]
+        raise UserError(f"{path}: {error} is missing; sections: {', '.join(known)}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a datalist: {error}") from error
+    if not images:
+        filled = [name for name in _SECTIONS if content.get(name)]
+        raise UserError(
+            f"{path} has no {section or 'image'} cases; filled are {', '.join(filled) or 'none'}"
+        )
     root = path.parent
     files = [root / image for image in dict.fromkeys(images)]
     labels = {
@@ -127,6 +133,10 @@ def _spacing_is_lost(root: Path) -> bool:
 
 
 def _from_folder(root: Path, skip: Path | None) -> list[Case]:
+    if skip is not None and os.path.realpath(root) == os.path.realpath(skip):
+        raise UserError(
+            f"{root} is searched for images, so results cannot go there; give another output folder"
+        )
     files: list[Path] = []
     series: list[Case] = []
     visited: set[str] = set()  # links may lead back to a folder above

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,17 +57,26 @@ class Outputs:
             ) from error
 
     def check_distinct(self, cases: Sequence[Case]) -> None:
-        """Stop when two results would have one path.
+        """Stop when two results would have one path, or a result that of an image or its label.
 
         Args:
             cases: All cases.
 
         Raises:
-            UserError: Names the path and both images.
+            UserError: Names the path and both images, or the file that would be lost.
         """
+        inputs = {
+            os.path.realpath(file)
+            for case in cases
+            for file in (*case.files, *((case.label,) if case.label else ()))
+        }
         seen: dict[Path, Path] = {self.folder / SUMMARY_NAME: Path("the summary")}
         for case in cases:
             for path in (self.labels(case), self.probabilities(case), self.record(case)):
+                if os.path.realpath(path) in inputs:
+                    raise UserError(
+                        f"{path} is an input and would be overwritten; give another output folder"
+                    )
                 other = seen.setdefault(path, case.image)
                 if other != case.image:
                     raise UserError(

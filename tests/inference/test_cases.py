@@ -70,6 +70,12 @@ def test_find_cases__pattern(tmp_path):
     assert _names(tmp_path / "p1" / "ct.nii.gz") == ["ct"]
 
 
+def test_find_cases__output_folder_is_the_input_folder(tmp_path):
+    _touch(tmp_path, "a.nrrd")
+    with pytest.raises(UserError, match="give another output folder"):
+        find_cases(tmp_path, exclude=tmp_path)
+
+
 @pytest.mark.parametrize("name", ["missing", "empty", "empty/*.nii.gz"])
 def test_find_cases__nothing_there(tmp_path, name):
     (tmp_path / "empty").mkdir()

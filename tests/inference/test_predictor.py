@@ -283,3 +283,19 @@ def test_predict__two_images_for_one_result(kit, make_predictor, tmp_path):
     _fill(kit, tmp_path / "in", ["a", "a.probabilities"])
     with pytest.raises(UserError, match="would be written for"):
         make_predictor().predict()
+
+
+@pytest.mark.parametrize("place", ["in", "in/labels", "link"])
+def test_predict__never_overwrites_an_image_or_its_label(kit, make_predictor, tmp_path, place):
+    folder = tmp_path / "in"
+    _fill(kit, folder / "images", ["b"])
+    _fill(kit, folder / "labels", ["b"])
+    _fill(kit, folder, ["a"])
+    (tmp_path / "link").symlink_to(folder)
+    entries = [{"image": "a.nii.gz"}, {"image": "images/b.nii.gz", "label": "labels/b.nii.gz"}]
+    (folder / "datalist.json").write_text(json.dumps({"test": entries}))
+    before = {path: path.read_bytes() for path in folder.rglob("*.nii.gz")}
+    predictor = make_predictor(input=folder, output_dir=tmp_path / place)
+    with pytest.raises(UserError, match="is an input and would be overwritten"):
+        predictor.predict()
+    assert {path: path.read_bytes() for path in folder.rglob("*.nii.gz")} == before
