@@ -173,10 +173,10 @@ def component_parameters(component: Any) -> frozenset[str]:
     found: Any = locate(target)
     if not callable(found):
         return frozenset()
-    return frozenset(_parameter_names(found))
+    return frozenset(parameter_names(found))
 
 
-def _parameter_names(found: Any) -> set[str]:
+def parameter_names(found: Any) -> set[str]:
     """Return a callable's argument names, with those that a class passes on as ``**options``."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     bases = list(found.__mro__[1:]) if inspect.isclass(found) else []

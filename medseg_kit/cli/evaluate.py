@@ -31,22 +31,28 @@ def evaluate(
         section: Section of the datalist.
 
     Returns:
-        0 when every case was scored.
+        0 when every case was scored, 1 when some have no prediction; they are named, and the
+        others are scored.
 
     Example:
         medseg evaluate --pred predictions --reference data/hippocampus --out evaluation
     """
+    import sys
+
     from medseg_kit.metrics.policy import EMPTY_MASK_SCORES
     from medseg_kit.report.evaluation import format_summary, write_evaluation
-    from medseg_kit.study.evaluation import evaluate_predictions
+    from medseg_kit.study.evaluation import evaluate_predictions, predicted
     from medseg_kit.study.references import find_references
     from medseg_kit.typing import UserError
 
     if policy not in EMPTY_MASK_SCORES:
         raise UserError(f"unknown --policy {policy!r}; choose one of {list(EMPTY_MASK_SCORES)}")
     references = find_references(reference, section=section, organs=organs, site=site)
-    records = evaluate_predictions(pred, references, policy=policy)
-    summary = write_evaluation(out, records, policy=policy)
+    present, missing = predicted(pred, references)
+    records = evaluate_predictions(pred, present, policy=policy)
+    summary = write_evaluation(out, records, policy=policy, not_predicted=missing)
     print(format_summary(summary))
     print(f"tables and figures: {out}")
-    return 0
+    for case in missing:
+        print(f"error: {pred} has no prediction for {case}; it is in no mean", file=sys.stderr)
+    return 1 if missing else 0

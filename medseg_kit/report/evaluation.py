@@ -17,7 +17,11 @@ AXIS_TITLES = {"dice": "Dice", "hd95_vox": "HD95 (voxels)", "hd95_mm": "HD95 (mm
 
 
 def write_evaluation(
-    out: PathLike, records: Sequence[CaseRecord], *, policy: str
+    out: PathLike,
+    records: Sequence[CaseRecord],
+    *,
+    policy: str,
+    not_predicted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the tables and box plots of an evaluation; return the content of summary.json.
 
@@ -27,6 +31,7 @@ def write_evaluation(
         out: Folder, made when missing.
         records: One row per case and structure, at least one.
         policy: Empty-mask policy that made the scores; recorded.
+        not_predicted: Cases without a prediction; recorded, and in no mean.
 
     Raises:
         ValueError: If there is no record.
@@ -34,7 +39,10 @@ def write_evaluation(
     if not records:
         raise ValueError("there is nothing to write: no case was scored")
     folder = Path(out)
-    summary = evaluation_summary(records, policy=policy)
+    summary = {
+        **evaluation_summary(records, policy=policy),
+        "not_predicted": list(not_predicted),
+    }
     write_text(folder / "cases.csv", to_csv([record.to_dict() for record in records]))
     rows = [{"site": "all", **row} for row in [*summary["by_label"], summary["mean"]]]
     by_site = [{"site": row["site"], **row} for row in summary["by_label_and_site"]]

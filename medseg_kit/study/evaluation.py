@@ -56,6 +56,22 @@ def evaluate_predictions(
     return records
 
 
+def predicted(
+    pred_dir: PathLike, references: Sequence[Reference]
+) -> tuple[list[Reference], list[str]]:
+    """Return the references that have a prediction, and the names of the cases that have none.
+
+    Raises:
+        UserError: If the folder does not exist, or has no prediction for any case.
+    """
+    folder = Path(pred_dir)
+    found = label_files(folder) if folder.is_dir() else {}
+    present = [reference for reference in references if reference.case in found]
+    if not present:
+        find_predictions(pred_dir, references)
+    return present, [each.case for each in references if each.case not in found]
+
+
 def find_predictions(pred_dir: PathLike, references: Iterable[Reference]) -> dict[str, Path]:
     """Return case -> prediction file.
 

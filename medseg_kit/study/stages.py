@@ -15,6 +15,7 @@ from medseg_kit.files import write_json
 from medseg_kit.report.ledger import metric_curves, of_type, read_ledger
 from medseg_kit.study.evaluation import evaluate_predictions
 from medseg_kit.study.labels import limit_labels
+from medseg_kit.study.options import options_of
 from medseg_kit.study.references import find_references
 from medseg_kit.study.spec import Job
 from medseg_kit.typing import UserError
@@ -32,7 +33,7 @@ def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, 
 
     Returns:
         `weights` (path), `selection`, `local_steps`, `seconds`, `curves`, and of a training
-        `pseudo_labels`.
+        `options` (of its step) and `pseudo_labels`.
 
     Raises:
         UserError: If the configuration or the data cannot be used.
@@ -77,10 +78,12 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     curves = record_curves(parser, out / "curves.json", data=str(job.spec.data))
     parser.get_parsed_content("run")
     parser.get_parsed_content("finalize")
+    step = parser.get_parsed_content("train#step")
     return {
         "weights": str(chosen_weights(parser, out, checkpoint_rule)),
         "selection": checkpoint_rule,
-        "local_steps": int(parser.get_parsed_content("train#step").global_step),
+        "local_steps": int(step.global_step),
+        "options": options_of(step),
         **curves.outcome(),
     }
 

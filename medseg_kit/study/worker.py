@@ -65,6 +65,7 @@ def execute(run_dir: Path) -> dict[str, Any]:
         **{key: plan[key] for key in ("configuration", "identity", "data_sha256", "policy")},
         "checkpoint_rule": {"stated": plan["checkpoint_rule"], "applied": outcome["selection"]},
         "local_steps": outcome["local_steps"],
+        "options": outcome.get("options"),
         "seconds": seconds,
         "cost": describe_cost(
             job,

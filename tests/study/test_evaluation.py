@@ -174,3 +174,16 @@ def test_cli_evaluate__reference_policy_scores_a_missed_structure_as_published(d
     assert (liver["n_missed"], liver["n_hd_undefined"]) == (1, 0)
     with pytest.raises(UserError, match="--policy 'lenient'"):
         evaluate(**paths, policy="lenient")
+
+
+def test_evaluate_command__scores_the_rest_and_names_what_is_missing(dataset, tmp_path, capsys):
+    (dataset[1] / "p1.nii.gz").unlink()
+    paths = {"pred": str(dataset[1]), "reference": str(dataset[0]), "out": str(tmp_path / "out")}
+    assert evaluate(**paths) == 1
+    assert "no prediction for p1" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["num_cases"], summary["not_predicted"]) == (2, ["p1"])
+    for file in dataset[1].glob("*.nii.gz"):
+        file.unlink()
+    with pytest.raises(UserError, match="no prediction for 3 of 3 cases"):
+        evaluate(**paths)
