@@ -85,7 +85,9 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     }
     files = ["inference.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]
     parser = load_config(bundle, files, overrides=overrides)
-    check_weights_exist(parser.get_parsed_content("checkpoint"))
+    checkpoint = parser.get_parsed_content("checkpoint")
+    if checkpoint is not None:  # an overlay may need none
+        check_weights_exist(checkpoint)
     parser.get_parsed_content("run")
     print(f"results and summary: {Path(output) / 'summary.json'}")
     return 0

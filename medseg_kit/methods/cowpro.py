@@ -77,6 +77,13 @@ class CoWProStep(TrainStep):
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
         features = engine.network(batch[CommonKeys.IMAGE])["features"].float()
+        with torch.autocast(features.device.type, enabled=False):  # correlations in float32
+            return self._episode_losses(features, masks)
+
+    def _episode_losses(
+        self, features: torch.Tensor, masks: torch.Tensor
+    ) -> tuple[torch.Tensor, Losses]:
+        """Return `losses` for features ``(2B, C, h, w)`` and masks ``(2B, H, W)``."""
         (support, query), (support_mask, query_mask) = features.chunk(2), masks.chunk(2)
         used = (support_mask > 0).flatten(1).any(dim=1)
         cells = self.classifier.cells(support, support_mask.float(), window=self.window)

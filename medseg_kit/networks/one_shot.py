@@ -147,4 +147,5 @@ class OneShotNetwork(nn.Module):
         if not len(foreground):  # no support scan has the organ
             return features.new_full((len(features), *features.shape[-2:]), NO_MARGIN)
         score = self.classifier.score
-        return score(features, foreground) - score(features, background)
+        # in float32 also under autocast, as the margins around it
+        return (score(features, foreground) - score(features, background)).float()

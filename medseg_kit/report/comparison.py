@@ -116,6 +116,29 @@ def comparison_table(records: Sequence[Record]) -> list[dict[str, Any]]:
     return rows
 
 
+def comparison_by_site(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Return `comparison_table` of each site's test cases alone, with a column `site`.
+
+    Args:
+        records: Records of a study.
+
+    Returns:
+        Nothing if all test cases come from one site.
+    """
+    sites = sorted({row["site"] for record in records for row in record["cases"]})
+    if len(sites) < 2:
+        return []
+    rows = []
+    for site in sites:
+        own = [
+            {**record, "cases": [row for row in record["cases"] if row["site"] == site]}
+            for record in records
+        ]
+        table = comparison_table([record for record in own if record["cases"]])
+        rows += [{"site": site, **row} for row in table]
+    return rows
+
+
 def per_patient(cases: Sequence[CaseRecord], measure: str) -> dict[str, float]:
     """Return patient -> mean of a measure over its cases and seeds."""
     return patient_means((case.subject, getattr(case, measure)) for case in cases)

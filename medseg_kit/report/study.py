@@ -12,6 +12,7 @@ from medseg_kit.metrics.table import to_csv
 from medseg_kit.report.comparison import (
     MEAN,
     budget_check,
+    comparison_by_site,
     comparison_table,
     paired_tests,
     read_records,
@@ -107,8 +108,12 @@ def comparison_tables(table: Sequence[Record], tests: Sequence[Record]) -> list[
 
 
 def extra_tables(folder: Path, records: Sequence[Record], settings: Record) -> list[Section]:
-    """Write cost.csv and, where papers' numbers are named, printed.csv; return them as tables."""
+    """Write cost.csv, by_site.csv (several sites) and printed.csv (papers); return them."""
     tables: list[Section] = []
+    if rows := comparison_by_site(records):
+        write_text(folder / "by_site.csv", to_csv(rows))
+        lead = "The test cases of each site on their own."
+        tables.append({"title": "By site", "lead": lead, "rows": rows})
     if settings["printed"]:
         rows = printed_beside(records, settings["printed"])
         write_text(folder / "printed.csv", to_csv(rows))

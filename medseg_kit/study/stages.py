@@ -182,6 +182,8 @@ def predict(job: Job, out: Path, *, weights: str | None, test: Mapping[str, str]
         **job.spec.inference.get("overrides", {}),
     }
     files = ["inference.yaml", *job.spec.inference.get("overlays", ())]
+    if "seed" in load_config(str(job.spec.bundle), files):  # of weights that nobody trained
+        overrides = {"seed": job.seed, **overrides}
     parser = load_config(str(job.spec.bundle), files, overrides=overrides)
     parser.get_parsed_content("predictor").predict()
 

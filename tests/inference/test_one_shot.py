@@ -103,6 +103,14 @@ def test_one_shot_inferer__a_batch_is_its_volumes(network, source, tmp_path):
     torch.testing.assert_close(both[1:], run(second.as_tensor(), network), rtol=0, atol=1e-5)
 
 
+def test_one_shot_inferer__under_autocast(network, source, tmp_path):
+    """A margin in bfloat16 does not fit among those in float32."""
+    volume, truth = query(tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = inferer(source)(volume, network).argmax(dim=1, keepdim=True)
+    assert [dice(labels, truth, value) > 0.75 for value in (1, 2)] == [True, True]
+
+
 def test_one_shot_inferer__oracle_needs_the_ground_truth(network, source):
     with pytest.raises(ValueError, match="takes the slices from the ground truth"):
         inferer(source, extent="oracle")(torch.zeros(1, 1, 8, 8, 8), network)

@@ -4,6 +4,7 @@ import pytest
 
 from medseg_kit.report.comparison import (
     budget_check,
+    comparison_by_site,
     comparison_table,
     format_comparison,
     paired_tests,
@@ -53,6 +54,18 @@ def test_comparison_table__interval_by_patient_over_seeds():
     assert row["dice_seed_sd"] == pytest.approx(0.02 / 2**0.5)
     assert row["hd95_mm_mean"] is None
     assert row == comparison_table(records)[0]
+
+
+def test_comparison_by_site__each_site_alone():
+    records = [record("a", BETTER), record("b", WORSE)]
+    assert comparison_by_site(records) == []  # one site only
+    for entry in records:
+        for row, site in zip(entry["cases"], ["ct", "ct", "mr", "mr", "mr", "mr"], strict=True):
+            row["site"] = site
+    rows = comparison_by_site(records)
+    found = [(row["site"], row["model"], row["num_patients"]) for row in rows]
+    assert found == [("ct", "a", 2), ("ct", "b", 2), ("mr", "a", 4), ("mr", "b", 4)]
+    assert rows[0]["dice_mean"] == pytest.approx(sum(BETTER[:2]) / 2)
 
 
 def test_comparison_table__counts_missed_structures():
