@@ -12,7 +12,9 @@ import SimpleITK
 from medseg_kit.data.manifest import load_dataset_manifest
 from medseg_kit.data.plan import Plan, make_plan
 from medseg_kit.data.readers import read_cases
+from medseg_kit.data.splits import support_subjects
 from medseg_kit.data.stacks import organ_values, read_stack
+from medseg_kit.typing import UserError
 
 CHAOS = (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39)
 BTCV = (*range(1, 11), *range(21, 41))
@@ -176,3 +178,9 @@ def test_read_stack__that_does_not_fit_its_series(tmp_path: Path) -> None:
     SimpleITK.WriteImage(blank, str(tmp_path / "Ground" / "a.png"))
     with pytest.raises(ValueError, match="1 PNG files for a series of 2 slices"):
         read_stack(tmp_path / "Ground")
+
+
+def test_support_subjects__a_client_with_one_scan_is_an_error() -> None:
+    split = load_dataset_manifest("chaos_mr_t2").splits["one_shot"]
+    with pytest.raises(UserError, match=r"has 1 training scan\(s\) and sets aside 1 as support"):
+        support_subjects({"training": ["chaos_34"], "validation": [], "test": []}, split, {}, None)

@@ -19,6 +19,7 @@ from medseg_kit.cli.predict import predict
 from medseg_kit.cli.support import support
 from medseg_kit.inference.one_shot import OneShotInferer
 from medseg_kit.inference.support import SupportHandler, SupportSource, make_supports
+from medseg_kit.networks.mask_copy import MaskCopyClassifier
 from medseg_kit.networks.one_shot import OneShotNetwork
 from medseg_kit.networks.prototypes import PrototypeClassifier
 from medseg_kit.networks.support_prototypes import load_supports, save_supports
@@ -101,6 +102,17 @@ def test_one_shot_inferer__a_batch_is_its_volumes(network, source, tmp_path):
     run = inferer(source)
     both = run(torch.cat([first.as_tensor(), second.as_tensor()]), network)
     torch.testing.assert_close(both[1:], run(second.as_tensor(), network), rtol=0, atol=1e-5)
+
+
+def test_one_shot_inferer__copies_the_support_mask(source, tmp_path):
+    """The floor: no weights, the same answer whatever the query shows."""
+    network = OneShotNetwork(torch.nn.Identity(), MaskCopyClassifier(), ORGANS).eval()
+    volume, truth = query(tmp_path)
+    run = inferer(source, extent="oracle")
+    labels = run(volume, network, label=truth).argmax(dim=1, keepdim=True)
+    assert [dice(labels, truth, value) > 0.6 for value in (1, 2)] == [True, True]
+    blank = run(torch.zeros_like(volume), network, label=truth).argmax(dim=1, keepdim=True)
+    assert torch.equal(labels, blank)
 
 
 def test_one_shot_inferer__under_autocast(network, source, tmp_path):

@@ -1,0 +1,52 @@
+"""One-shot bundles: what MONAI Label loads, and a client that has nothing but its support."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+
+import pytest
+import torch
+
+from medseg_kit.bundle.config import load_config
+from medseg_kit.data.datalist import load_datalist
+from medseg_kit.data.phantom_anatomy import PELVIS
+from medseg_kit.data.phantoms import write_phantom_dataset
+from medseg_kit.typing import UserError
+
+NAME = "pelvis_mr_cowpro"
+
+
+@pytest.fixture
+def bundle(repository, tmp_path):
+    """Return a copy of the bundle with the weights that training starts from."""
+    root = tmp_path / NAME
+    shutil.copytree(repository / "bundles" / NAME, root)
+    (root / "models").mkdir(exist_ok=True)
+    network = load_config(root).get_parsed_content("network_def")
+    torch.save(network.state_dict(), root / "models" / "model.pt")
+    return root
+
+
+def test_monai_label__loads_the_bundle_without_prototypes(bundle, repository, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "scripts" / "label_server")
+    check_bundle = importlib.import_module("check_bundle")
+    check_bundle.check_inference(bundle)
+    assert check_bundle.training_problems(bundle) == []
+    parser = load_config(bundle, overrides={"dataset_dir": str(bundle)})
+    network = parser.get_parsed_content("network_def").eval()
+    with pytest.raises(UserError, match="medseg support BUNDLE"):
+        parser.get_parsed_content("inferer")(torch.zeros(1, 1, 16, 16, 4), network)
+
+
+def test_client_with_one_scan__has_nothing_to_train_on(repository, tmp_path):
+    organs = load_config(repository / "bundles" / NAME).get_parsed_content("organs")
+    data = write_phantom_dataset(
+        tmp_path / "client",
+        organs=organs,
+        counts={"support": 1},
+        size=(16, 16, 8),
+        anatomy=PELVIS,
+    )
+    with pytest.raises(UserError, match=r"no training cases; filled are support \(1\)"):
+        load_datalist(data, "training", organs=organs)
