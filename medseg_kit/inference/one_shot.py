@@ -10,7 +10,6 @@ import torch
 from monai.data import MetaTensor
 
 from medseg_kit.inference.positions import (
-    MARGIN,
     RULES,
     find_parts,
     oracle_parts,
@@ -59,7 +58,7 @@ class OneShotInferer(SliceInferer):
         support: SupportSource | None = None,
         extent: str = "full",
         rule: str = "aligned",
-        margin: float = MARGIN,
+        margin: float = 0.0,
         sw_batch_size: int = 16,
         interpolation: str = "linear",
     ) -> None:

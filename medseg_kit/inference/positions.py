@@ -18,7 +18,6 @@ from medseg_kit.networks.support_prototypes import NUM_PARTS, SupportScan
 
 RULES = ("aligned", "body")
 PROFILE_SIZE = 16  # pixels a side of a slice's descriptor
-MARGIN = 0.15  # share of an organ's extent by which it may reach further than in the support
 MIN_OVERLAP = 0.8  # of the shorter scan
 PRIOR = 0.5  # loss of correlation per squared share of the scan away from the body match
 SCALES = (0.85, 0.92, 1.0, 1.08, 1.17)  # of the query's length along the body
@@ -102,13 +101,13 @@ def find_parts(
     scans: Sequence[SupportScan],
     *,
     rule: str = "aligned",
-    margin: float = MARGIN,
+    margin: float = 0.0,
 ) -> torch.Tensor:
     """Return the part of each query slice without a ground truth, ``(D, K)``.
 
     Each query slice is given a place in the support scan, and belongs to the part of the support
-    organ's extent in which that place lies; a little beyond the extent it belongs to the part at
-    its end, further away the organ is taken for absent. The place comes from a rule:
+    organ's extent in which that place lies; up to `margin` beyond the extent it belongs to the part
+    at its end, further away the organ is taken for absent. The place comes from a rule:
 
     - ``aligned``: the shift (in mm) and stretch along the body under which the small pictures of
       the query's slices resemble those of the support most, by mean correlation over all slices
