@@ -50,3 +50,29 @@ def test_client_with_one_scan__has_nothing_to_train_on(repository, tmp_path):
     )
     with pytest.raises(UserError, match=r"no training cases; filled are support \(1\)"):
         load_datalist(data, "training", organs=organs)
+
+
+@pytest.mark.parametrize(
+    ("method", "cap", "weight"),
+    [
+        ("published", 1000, 0.0),
+        ("published_fused", 1000, 1.0),
+        ("published_uncapped", None, 0.0),
+        ("published_fused_uncapped", None, 1.0),
+    ],
+)
+@pytest.mark.parametrize("name", ["abdomen_multimodal_cowpro", "pelvis_mr_cowpro"])
+def test_published__is_the_papers_federation(repository, name, method, cap, weight):
+    """algorithms.md 6.3: 100 rounds of one local epoch, SGD 1e-3 x 0.96 a round, batch 1."""
+    files = ["train.yaml", "federated.yaml", f"methods/{method}.yaml"]
+    config = load_config(repository / "bundles" / name, files).get()
+    assert (config["num_rounds"], config["local_epochs"], config["batch_size"]) == (100, 1, 1)
+    assert config["max_steps"] == cap
+    assert (config["spatial_weight"], config["edge_weight"]) == (weight, weight)
+    assert config["learning_rate"] == 0.001
+    optimizer = config["optimizer"]
+    assert optimizer["_target_"] == "torch.optim.SGD"
+    assert (optimizer["momentum"], optimizer["weight_decay"]) == (0.9, 0.0005)
+    assert config["train"]["lr_schedule"]["gamma"] == 0.96
+    assert config["encoder"]["depth"] == 101
+    assert config["client_state"] == "reset"

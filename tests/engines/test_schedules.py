@@ -73,5 +73,8 @@ def test_warmup_poly__from_start_to_one_to_zero():
 def test_staircase__one_stage_a_round():
     schedule = staircase(gamma=0.5, num_stages=3)
     assert [schedule(step, 6) for step in range(8)] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    # FedCoWPro: 1e-3 x 0.96 a round, after 100 rounds
+    fedcowpro = 1e-3 * staircase(gamma=0.96, num_stages=100)(100_000, 100_000)
+    assert fedcowpro == pytest.approx(1.687e-5, rel=1e-3)
     with pytest.raises(ValueError, match="num_stages must be at least 1"):
         staircase(gamma=0.5, num_stages=0)
