@@ -41,6 +41,9 @@ class DilatedResNet(nn.Module):
         depth: 18, 34, 50 or 101 (the papers').
         out_channels: Channels of the features.
         widen_factor: Share of the channels of every stage; 1 in the papers.
+        slice_norm: Normalise every slice by its own mean and variance. The papers' batch norm does
+            so in training, where both images of an episode show the same slice, but not outside it;
+            with CT and MR in one network its running averages fit neither.
         pretrained_path: Checkpoint of torchvision's DeepLabV3 with this ResNet (keys
             ``backbone.*``; the papers' is ``deeplabv3_resnet101_coco``), or of the ResNet alone.
             Random weights if None.
@@ -56,6 +59,7 @@ class DilatedResNet(nn.Module):
         *,
         out_channels: int = 256,
         widen_factor: float = 1.0,
+        slice_norm: bool = False,
         pretrained_path: PathLike | None = None,
     ) -> None:
         super().__init__()
@@ -75,9 +79,10 @@ class DilatedResNet(nn.Module):
         )
         _dilate(self.backbone.layer3, before=1, after=2)
         _dilate(self.backbone.layer4, before=2, after=4)
-        # the block's last channels: those of its last normalisation
-        norms = [m for m in self.backbone.layer4.modules() if isinstance(m, nn.BatchNorm2d)]
-        self.projection = nn.Conv2d(norms[-1].num_features, out_channels, kernel_size=1, bias=False)
+        last = [m for m in self.backbone.layer4[-1].modules() if isinstance(m, nn.Conv2d)][-1]
+        self.projection = nn.Conv2d(last.out_channels, out_channels, kernel_size=1, bias=False)
+        if slice_norm:  # ResNet's own `norm` leaves the first block of a stage out (MONAI 1.6.1)
+            _normalise_slices(self.backbone)
         if pretrained_path is not None:
             load_pretrained(self.backbone, pretrained_path)
 
@@ -138,3 +143,13 @@ def _dilate(stage: nn.Sequential, *, before: int, after: int) -> None:
             if layer.kernel_size == (3, 3):
                 dilation = before if index == 0 else after
                 layer.dilation = layer.padding = (dilation, dilation)
+
+
+def _normalise_slices(module: nn.Module) -> None:
+    """Put instance norm in the place of every batch norm; the keys of its weights stay."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            own = nn.InstanceNorm2d(child.num_features, eps=child.eps, affine=True)
+            setattr(module, name, own)
+        else:
+            _normalise_slices(child)

@@ -29,6 +29,19 @@ def test_dilated_resnet__features_at_an_eighth(depth):
     torch.testing.assert_close(one, three)
 
 
+def test_dilated_resnet__slice_norm_is_that_of_an_episode():
+    """Two equal views: batch norm in training and slice norm outside give the same features."""
+    batch = DilatedResNet(18, widen_factor=0.125, out_channels=32).train()
+    own = DilatedResNet(18, widen_factor=0.125, out_channels=32, slice_norm=True).eval()
+    state = batch.state_dict()
+    own.load_state_dict({key: state[key] for key in own.state_dict()})
+    image = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            batch(image.expand(2, -1, -1, -1))[:1], own(image), atol=1e-4, rtol=1e-3
+        )
+
+
 def test_dilated_resnet__dilations_are_those_of_torchvision():
     with torch.device("meta"):
         network = DilatedResNet(101)
