@@ -177,7 +177,8 @@ class OneShotInferer(SliceInferer):
         shape = (len(slices), 1 + part.shape[1], *slices.shape[2:])
         logits = slices.new_full(shape, NO_MARGIN, dtype=torch.float32)
         logits[:, 0] = 0.0
-        for chosen in (part != ABSENT).any(dim=1).nonzero()[:, 0].split(self.sw_batch_size):
+        batch_size = self._batch_size(slices.device)
+        for chosen in (part != ABSENT).any(dim=1).nonzero()[:, 0].split(batch_size):
 
             def answer(batch: torch.Tensor, chosen: torch.Tensor = chosen) -> torch.Tensor:
                 return network(batch, part[chosen], support, *args, **kwargs)

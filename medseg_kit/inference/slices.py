@@ -9,6 +9,7 @@ import torch
 from monai.inferers import Inferer
 from torch.nn import functional
 
+from medseg_kit.inference.precision import fast_precision
 from medseg_kit.transforms.planes import INTERPOLATIONS, resize_slices, slicing_axis
 
 Network = Callable[..., torch.Tensor]
@@ -27,8 +28,10 @@ class SliceInferer(Inferer):
         slice_size: In-plane size ``(H, W)`` that the network wants; slices are resized to it and
             the logits back, linearly. Their own size if None.
         divisor: Slices are padded at their end to a multiple of this, and the logits cropped.
-        sw_batch_size: Slices a batch.
+        sw_batch_size: Slices a batch on a GPU.
+        cpu_batch_size: Slices a batch on the CPU, where larger ones do not fit its caches.
         interpolation: How slices are resized, "linear" or "nearest"; as in training.
+        fast: Compute in bfloat16; labels differ slightly from those of full precision.
 
     Raises:
         ValueError: If ``slice_axis`` is not 0, 1 or 2, or ``interpolation`` is unknown.
@@ -41,7 +44,9 @@ class SliceInferer(Inferer):
         slice_size: Sequence[int] | None = None,
         divisor: int = 1,
         sw_batch_size: int = 16,
+        cpu_batch_size: int = 2,
         interpolation: str = "linear",
+        fast: bool = False,
     ) -> None:
         super().__init__()
         if interpolation not in INTERPOLATIONS:
@@ -54,7 +59,9 @@ class SliceInferer(Inferer):
         self.slice_size = None if slice_size is None else tuple(slice_size)
         self.divisor = divisor
         self.sw_batch_size = sw_batch_size
+        self.cpu_batch_size = cpu_batch_size
         self.interpolation = interpolation
+        self.fast = fast
 
     def __call__(
         self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any
@@ -78,12 +85,16 @@ class SliceInferer(Inferer):
         axis = slicing_axis(inputs, self.slice_axis)
         volumes = inputs.as_subclass(torch.Tensor)
         slices = volumes.movedim(2 + axis, 1).flatten(0, 1)
-        answers = [
-            self._predict(batch, lambda batch: network(batch, *args, **kwargs))
-            for batch in slices.split(self.sw_batch_size)
-        ]
+        with fast_precision(network, slices.device, fast=self.fast):
+            answers = [
+                self._predict(batch, lambda batch: network(batch, *args, **kwargs))
+                for batch in slices.split(self._batch_size(slices.device))
+            ]
         stacked = torch.cat(answers).reshape(len(volumes), -1, *answers[0].shape[1:])
         return stacked.movedim(1, 2 + axis)
+
+    def _batch_size(self, device: torch.device) -> int:
+        return self.cpu_batch_size if device.type == "cpu" else self.sw_batch_size
 
     def _predict(self, slices: torch.Tensor, network: Network) -> torch.Tensor:
         height, width = slices.shape[2:]

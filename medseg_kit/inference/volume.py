@@ -8,19 +8,18 @@ weights, and a way out when GPU memory runs out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import Inferer
 from monai.utils import BlendMode, fall_back_tuple
-from torch import nn
 from torch.nn import functional
 
 from medseg_kit.inference.body import body_mask
 from medseg_kit.inference.memory import is_out_of_memory
+from medseg_kit.inference.precision import fast_precision
 from medseg_kit.inference.stitch import Stitch, Window
 
 logger = logging.getLogger(__name__)
@@ -105,26 +104,15 @@ class VolumeInferer(Inferer):
             ValueError: If the network's answer has another size than its window.
         """
         images = inputs.as_subclass(torch.Tensor)
-        with self._precision(images.device, network):
+        precision = fast_precision(
+            network, images.device, fast=self.fast, full_precision=self.full_precision
+        )
+        with precision:
             results = [
                 self._infer(image[None], lambda windows: network(windows, *args, **kwargs))
                 for image in images
             ]
         return results[0] if len(results) == 1 else torch.cat(results)
-
-    @contextmanager
-    def _precision(self, device: torch.device, network: Network) -> Iterator[None]:
-        """Switch to bfloat16 in fast mode, except in the sub-modules that keep float32."""
-        if not self.fast:
-            yield
-            return
-        kept = []
-        if isinstance(network, nn.Module):
-            kept = [network.get_submodule(name) for name in self.full_precision]
-        with torch.autocast(device.type, torch.bfloat16), ExitStack() as stack:
-            for module in kept:
-                stack.enter_context(_in_float32(module, device))
-            yield
 
     def _infer(self, image: torch.Tensor, network: Network) -> torch.Tensor:
         size = tuple(image.shape[2:])
@@ -196,22 +184,6 @@ class VolumeInferer(Inferer):
                 "network in evaluation mode returns one tensor of the window's size"
             )
         return answer
-
-
-@contextmanager
-def _in_float32(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let a module compute in float32 within an autocast."""
-    forward = module.forward
-
-    def full(*tensors: torch.Tensor) -> Any:
-        with torch.autocast(device.type, enabled=False):
-            return forward(*(tensor.float() for tensor in tensors))
-
-    module.forward = full
-    try:
-        yield
-    finally:
-        del module.forward  # the class's own is found again
 
 
 def _pad(image: torch.Tensor, roi: Sequence[int]) -> tuple[torch.Tensor, Window]:

@@ -46,8 +46,7 @@ class BranchPixels:
     @torch.no_grad()
     def all(self) -> torch.Tensor:
         """Return the features of all pixels, ``(P, d)`` without gradient."""
-        maps = [projected.maps().movedim(1, -1).flatten(0, 2) for projected in self.projected]
-        return torch.cat(maps)
+        return torch.cat([projected.all() for projected in self.projected])
 
 
 def random_subset(index: torch.Tensor, count: int) -> torch.Tensor:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from medseg_kit.networks.taps import Student, Taps
 from medseg_kit.typing import UserError
 
+_TOKENS = 4096  # pixels projected at a time; 256 hidden channels of them are 4 MB
+
 
 class Projected:
     """A tap in the contrastive space; only the pixels that a loss asks for are projected.
@@ -40,14 +42,26 @@ class Projected:
         """Return the features of all pixels, ``(B, out, h, w)`` of unit length."""
         return F.normalize(self.project(self.tap), dim=1)
 
+    def all(self) -> torch.Tensor:
+        """Return the features of all pixels, ``(B x h x w, out)`` of unit length.
+
+        A few at a time: what stands between the projector's layers stays in the cache.
+        """
+        return torch.cat([self._project(part) for part in self._tokens().split(_TOKENS)])
+
     def pixels(self, index: torch.Tensor) -> torch.Tensor:
         """Return the features of some pixels, ``(n, out)`` of unit length.
 
         Args:
             index: Flat indices into ``B x h x w``, ``(n,)``; n is at least 1.
         """
-        chosen = self.tap.permute(0, 2, 3, 1).flatten(0, 2)[index]
-        features = self.project(chosen.t()[None, :, None])  # (1, out, 1, n)
+        return self._project(self._tokens()[index])
+
+    def _tokens(self) -> torch.Tensor:
+        return self.tap.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def _project(self, tokens: torch.Tensor) -> torch.Tensor:
+        features = self.project(tokens.t()[None, :, None])  # (1, out, 1, n)
         return F.normalize(features[0, :, 0].t(), dim=1)
 
 

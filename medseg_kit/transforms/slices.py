@@ -152,10 +152,14 @@ def sampling_grid(matrix: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     columns = torch.arange(width, dtype=torch.float32, device=matrix.device)
     rows = torch.arange(height, dtype=torch.float32, device=matrix.device)[:, None]
     parts = matrix[:, :, :, None, None]
-    places = parts[:, :, 0] * columns + (parts[:, :, 1] * rows + parts[:, :, 2])
+    # in place: temporaries of this size cost more than the arithmetic
+    grid = torch.empty(len(matrix), height, width, 2, device=matrix.device)
+    places = grid.movedim(-1, 1)
+    places.copy_(parts[:, :, 0] * columns)
+    places += parts[:, :, 1] * rows + parts[:, :, 2]
     # pixel centres in [-1, 1]: (2 p + 1) / side - 1
-    sides = torch.tensor([width, height], device=matrix.device)[:, None, None]
-    return ((2 * places + 1) / sides - 1).movedim(1, -1)
+    grid.mul_(2).add_(1)
+    return grid.div_(torch.tensor([width, height], device=matrix.device)).sub_(1)
 
 
 def _sample(pixels: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:

@@ -29,6 +29,17 @@ def test_forward__unit_vectors_of_128_channels():
             torch.testing.assert_close(length, torch.ones_like(length), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_all__is_the_maps_pixel_by_pixel(layout, monkeypatch):
+    monkeypatch.setattr("medseg_kit.networks.projectors._TOKENS", 100)  # several parts
+    torch.manual_seed(0)
+    pair = Projectors(CNN, SWIN, token_taps=((), ("full",)))(taps(CNN), taps(SWIN))["full"]
+    for each in pair:
+        each.tap = each.tap.contiguous(memory_format=layout)
+        expected = each.maps().movedim(1, -1).flatten(0, 2)
+        torch.testing.assert_close(each.all(), expected, atol=1e-6, rtol=0)
+
+
 def test_second_layer__is_shared_by_the_branches():
     projectors = Projectors({"full": 4}, {"full": 4}, ["full"], hidden=8, out=3)
     projectors.second["full"].load_state_dict(projectors.first["full"].state_dict())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from medseg_kit.transforms.slices import SliceAugmentation
+from medseg_kit.transforms.slices import SliceAugmentation, sampling_grid
 
 RULES = ["rot_flip", "rot_flip_always", "rotate", "affine", "none"]
 
@@ -190,3 +190,14 @@ def test_crop__a_window_inside_the_image_fills_it() -> None:
     torch.testing.assert_close(whole["image"], image, atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="crop is a share"):
         SliceAugmentation(crop=0.0)
+
+
+def test_sampling_grid__is_the_formula_bit_by_bit():
+    matrix = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
+    height, width = 5, 7
+    columns, rows = torch.arange(7.0), torch.arange(5.0)[:, None]
+    parts = matrix[:, :, :, None, None]
+    places = parts[:, :, 0] * columns + (parts[:, :, 1] * rows + parts[:, :, 2])
+    sides = torch.tensor([width, height])[:, None, None]
+    expected = ((2 * places + 1) / sides - 1).movedim(1, -1)
+    assert torch.equal(sampling_grid(matrix, (height, width)), expected)
