@@ -13,91 +13,27 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
-Arguments = argparse.Namespace
-
-
-def run_process(command: Sequence[str], folder: Path, threads: int) -> dict[str, float]:
-    """Return wall and processor seconds and peak memory (GB) of a command and its workers."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    log = folder / "log.txt"
-    start, used = time.perf_counter(), children_seconds()
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=stream, stderr=stream
-        )
-        peak = 0.0
-        while process.poll() is None:
-            peak = max(peak, memory_of(process.pid))
-            time.sleep(0.05)
-    seconds = time.perf_counter() - start
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
-    return {"wall": seconds, "processor": children_seconds() - used, "memory": peak}
-
-
-def children_seconds() -> float:
-    """Return the processor seconds of all processes that this one has started and seen end."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def memory_of(pid: int) -> float:
-    """Return the resident memory of a process and its children in GB; 0 once it has ended."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        members = [process, *process.children(recursive=True)]
-        return sum(member.memory_info().rss for member in members) / 1e9
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
-def interleaved(variants: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Any]]:
-    """Return the results of each variant, run in turn ``repeats`` times."""
-    results: dict[str, list[Any]] = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, function in variants.items():
-            results[name].append(function())
-    return results
-
-
-def timed(function: Callable[[], Any]) -> Callable[[], float]:
-    """Return a function that returns the seconds of another."""
-
-    def measure() -> float:
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-
-    return measure
-
-
-def compare(
-    row: str, peer: Sequence[float], own: Sequence[float], goal: float, **more: Any
-) -> Record:
-    """Return a record: medians, and how many times faster (or smaller) than the peer."""
-    median_peer, median_own = statistics.median(peer), statistics.median(own)
-    return {
-        "row": row,
-        "peer": round(median_peer, 4),
-        "own": round(median_own, 4),
-        "ratio": round(median_peer / median_own, 3),
-        "goal": goal,
-        **more,
-    }
+import benchmark_methods
+import benchmark_one_shot
+import benchmark_volumes
+from benchmark_timing import (
+    Arguments,
+    Record,
+    compare,
+    compare_race,
+    interleaved,
+    race,
+    run_process,
+    timed,
+)
 
 
 def prediction(arguments: Arguments) -> list[Record]:
@@ -188,44 +124,46 @@ def slices(arguments: Arguments) -> list[Record]:
     """Slice-wise prediction of a 10 x 256 x 256 volume against a loop over its slices."""
     import numpy as np
     import torch
-    from monai.networks.nets import BasicUNet
     from scipy.ndimage import zoom
 
     from medseg_kit.inference.memory import keep_freed_memory, use_channels_last
     from medseg_kit.inference.slices import SliceInferer
+    from medseg_kit.networks.unet2d import UNet2D
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    features = (16, 32, 64, 128, 256, 16)
-    peer_network = BasicUNet(2, 1, 4, features=features).eval()
-    network = BasicUNet(2, 1, 4, features=features).eval()
+    size = 32 if arguments.tiny else 256
+    peer_network, network = UNet2D(1, 4).eval(), UNet2D(1, 4).eval()
     network.load_state_dict(peer_network.state_dict())
-    volume = np.random.default_rng(0).random((10, 256, 256), dtype=np.float32)
+    volume = np.random.default_rng(0).random((10, size, size), dtype=np.float32)
 
     def loop() -> Any:
         labels = np.zeros_like(volume)
         for index, picture in enumerate(volume):
             height, width = picture.shape
-            resized = zoom(picture, (256 / height, 256 / width), order=0)
+            resized = zoom(picture, (size / height, size / width), order=0)
             with torch.no_grad():
                 answer = peer_network(torch.from_numpy(resized)[None, None])
                 label = torch.argmax(torch.softmax(answer, dim=1), dim=1)[0].numpy()
-            labels[index] = zoom(label, (height / 256, width / 256), order=0)
+            labels[index] = zoom(label, (height / size, width / size), order=0)
         return labels
 
-    inferer = SliceInferer(slice_axis=0)
-
-    def own() -> Any:
+    def run(*, fast: bool) -> Any:
+        inferer = SliceInferer(slice_axis=0, fast=fast)
         with torch.no_grad():
             return inferer(torch.from_numpy(volume)[None, None], network).argmax(1)[0].numpy()
 
     expected = loop()
     keep_freed_memory()
     use_channels_last(network)
-    same = float((expected == own()).mean())
-    results = interleaved({"peer": timed(loop), "own": timed(own)}, max(arguments.repeats, 5))
-    row = "slice-wise prediction"
-    return [compare(row, results["peer"], results["own"], 3.0, equal_labels=same, unit="s")]
+    variants = {"peer": loop, "own": lambda: run(fast=False), "fast": lambda: run(fast=True)}
+    results = race(variants, max(arguments.repeats, 5))
+    fast = {"peer": results["peer"], "own": results["fast"]}
+    same = [float((expected == run(fast=choice)).mean()) for choice in (False, True)]
+    return [
+        compare_race("slice-wise prediction, fp32", results, 3.0, equal_labels=same[0]),
+        compare_race("slice-wise prediction, fast", fast, 3.0, equal_labels=same[1]),
+    ]
 
 
 def help_text(arguments: Arguments) -> list[Record]:
@@ -266,10 +204,18 @@ ROWS: dict[str, Callable[[Arguments], list[Record]]] = {
     "help": help_text,
     "round": federated_round,
     "aggregation": aggregation,
+    "cross_teaching": benchmark_methods.cross_teaching,
+    "mcsc": benchmark_methods.mcsc,
+    "mcsc_v2": benchmark_methods.mcsc_v2,
+    "pipeline": benchmark_volumes.pipeline,
+    "registration": benchmark_volumes.registration,
+    "superpixels": benchmark_one_shot.superpixels,
+    "episode": benchmark_one_shot.episode,
+    "query": benchmark_one_shot.query,
 }
 
 
-def parse() -> Arguments:
+def parse(words: Sequence[str] | None = None) -> Arguments:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}")
     parser.add_argument("--shape", default="512,512,128", help="voxels of a CT volume")
@@ -277,8 +223,11 @@ def parse() -> Arguments:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--work", default=str(Path(tempfile.gettempdir()) / "medseg_benchmark"))
+    parser.add_argument(
+        "--tiny", action="store_true", help="smallest sizes: whether rows run, not how fast"
+    )
     parser.add_argument("--out", help="JSON file for the records")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     unknown = set(arguments.rows.split(",")) - set(ROWS)
     if unknown:
         parser.error(f"unknown rows {sorted(unknown)}; choose of {', '.join(ROWS)}")

@@ -24,7 +24,9 @@ NETWORK = {
     "norm": "batch",
 }
 _FIELD_MM = (384.0, 384.0, 320.0)
-_TRAINING_STEPS = 240
+_TRAINING_STEPS = 400
+_LEARNING_RATE = 5e-3
+_CROPS, _CROP_SIDE = 2, 32  # cubes a step, and their side in voxels
 
 
 def draw(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,24 +79,43 @@ def write_bundle(root: Path) -> Path:
 
 
 def _train() -> UNet:
-    """Return a network that finds the ellipsoids, so that boundaries are like those of organs."""
+    """Return a network that finds the ellipsoids, so that boundaries are like those of organs.
+
+    Crops lie around an organ, each as often, else most of them would show the background alone.
+    """
     torch.manual_seed(0)
     network = UNet(**NETWORK)
-    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
+    # the running statistics of batch norm settle only when the weights do
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, _LEARNING_RATE, total_steps=_TRAINING_STEPS
+    )
     shape = tuple(int(extent / grid) for extent, grid in zip(_FIELD_MM, GRID_MM, strict=True))
     cases = [draw(shape, seed) for seed in (100, 101)]
     random = np.random.default_rng(0)
     for _ in range(_TRAINING_STEPS):
-        image, labels = cases[random.integers(2)]
-        first = [random.integers(side - 47) for side in shape]
-        crop = tuple(slice(start, start + 48) for start in first)
-        scaled = np.clip((image[crop] - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)
-        logits = network(torch.from_numpy(scaled.astype(np.float32))[None, None])
-        target = torch.from_numpy(labels[crop].astype(np.int64))[None]
+        crops = [_crop(*cases[random.integers(2)], random) for _ in range(_CROPS)]
+        images, labels = (torch.stack(part) for part in zip(*crops, strict=True))
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(logits, target).backward()
+        torch.nn.functional.cross_entropy(network(images), labels).backward()
         optimizer.step()
+        schedule.step()
     return network
+
+
+def _crop(
+    image: np.ndarray, labels: np.ndarray, random: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a cube ``(1, S, S, S)`` of an image in its window and its labels ``(S, S, S)``."""
+    places = np.argwhere(labels == random.integers(1, len(ORGANS) + 1))
+    centre = places[random.integers(len(places))] + random.integers(-8, 9, 3)
+    first = np.clip(centre - _CROP_SIDE // 2, 0, np.array(labels.shape) - _CROP_SIDE)
+    part = tuple(slice(start, start + _CROP_SIDE) for start in first)
+    scaled = np.clip((image[part] - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)
+    return (
+        torch.from_numpy(scaled.astype(np.float32))[None],
+        torch.from_numpy(labels[part].astype(np.int64)),
+    )
 
 
 def _common() -> dict[str, object]:
