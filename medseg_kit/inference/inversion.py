@@ -67,12 +67,12 @@ def label_map(
     if grid.backward is None:
         return _stored(_settle(logits, settled), grid)
     cells = _cells(settled)
-    turned = _Turned(grid, logits.device)
-    stored = torch.empty(grid.stored_shape[::-1], dtype=torch.uint8, device=logits.device)
-    planes = max(_BLOCK_VOXELS // (stored.shape[1] * stored.shape[2]), 1)
-    for start in range(0, len(stored), planes):
-        stop = min(start + planes, len(stored))
-        block = stored[start:stop]
+    turned = _Turned(grid, cells)
+    labels = torch.empty(turned.shape, dtype=torch.uint8, device=logits.device)
+    planes = max(_BLOCK_VOXELS // max(labels.shape[1] * labels.shape[2], 1), 1)
+    for start in range(0, len(labels), planes):
+        stop = min(start + planes, len(labels))
+        block = labels[start:stop]
         turned.lookup(cells, start, stop, out=block)
         flat = block.view(-1)
         open_points = torch.nonzero(flat == _OPEN).squeeze(1)
@@ -80,6 +80,8 @@ def label_map(
             if len(some):
                 points = turned.coordinates(some, block.shape, start)
                 flat[some] = _argmax_at(logits, points)
+    stored = torch.zeros(grid.stored_shape[::-1], dtype=torch.uint8, device=logits.device)
+    stored[turned.box] = labels
     return stored.permute(2, 1, 0).cpu().numpy()
 
 
@@ -122,23 +124,52 @@ def _cells(settled: torch.Tensor) -> torch.Tensor:
 
 
 class _Turned:
-    """The file's voxels, slowest axis first, as places in the network's grid."""
+    """The file's voxels, slowest axis first, as places in the network's grid.
 
-    def __init__(self, grid: Grid, device: torch.device) -> None:
+    Only those in ``box`` count: outside it all cells are background.
+
+    Args:
+        grid: Both grids.
+        cells: Common label of each voxel and its next neighbours, 0 for background.
+    """
+
+    def __init__(self, grid: Grid, cells: torch.Tensor) -> None:
         if grid.backward is None:
             raise ValueError("the grids are the same; nothing is looked up")
         self.grid = grid
-        self.matrix = torch.as_tensor(grid.backward, dtype=torch.float64, device=device)
+        self.matrix = torch.as_tensor(grid.backward, dtype=torch.float64, device=cells.device)
         # oriented index of each stored index, by stored axis
         self.indices = [
-            torch.arange(side, dtype=torch.float64, device=device) for side in grid.stored_shape
+            torch.arange(side, dtype=torch.float64, device=cells.device)
+            for side in grid.stored_shape
         ]
         for axis, index in enumerate(self.indices):
             if grid.flipped[axis]:
                 self.indices[axis] = index.flip(0)
+        kept = [slice(0, side) for side in grid.stored_shape]
+        if grid.is_diagonal:
+            kept = [self._kept(cells, stored) for stored in range(3)]
+        self.indices = [index[part] for index, part in zip(self.indices, kept, strict=True)]
+        self.box = tuple(reversed(kept))
+        self.shape = tuple(len(index) for index in reversed(self.indices))
+
+    def _kept(self, cells: torch.Tensor, stored: int) -> slice:
+        """Return the part of a stored axis that lies over cells other than background."""
+        axis = self.grid.order.index(stored)
+        found = cells.amax(dim=[other for other in range(3) if other != axis]).nonzero()
+        if not len(found):
+            return slice(0, 0)
+        place = self._place(stored, axis).long()
+        inside = ((place >= found[0]) & (place <= found[-1])).nonzero()
+        return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+
+    def _place(self, stored: int, axis: int) -> torch.Tensor:
+        """Return where a stored axis lies along the network's axis, if the grid is diagonal."""
+        index = self.indices[stored]
+        return self._clip(self.matrix[axis, axis] * index + self.matrix[axis, 3], axis)
 
     def lookup(self, cells: torch.Tensor, start: int, stop: int, *, out: torch.Tensor) -> None:
-        """Write the cells' labels for planes ``start`` to ``stop`` of the file's last axis."""
+        """Write the cells' labels for planes ``start`` to ``stop`` of the box's first axis."""
         if not self.grid.is_diagonal:
             size = (stop - start, *out.shape[1:])
             every = torch.arange(out.numel(), device=cells.device)
@@ -148,9 +179,8 @@ class _Turned:
         axes = [self.grid.order.index(stored) for stored in (2, 1, 0)]
         turned = cells.permute(axes)
         for position, (stored, axis) in enumerate(zip((2, 1, 0), axes, strict=True)):
-            index = self.indices[stored]
-            index = index[start:stop] if stored == 2 else index
-            place = self._clip(self.matrix[axis, axis] * index + self.matrix[axis, 3], axis)
+            place = self._place(stored, axis)
+            place = place[start:stop] if stored == 2 else place
             turned = turned.index_select(position, place.long())
         out.copy_(turned)
 

@@ -87,6 +87,23 @@ def test_lean_route__keeps_the_same_regions(kit, tmp_path):
     assert np.isin(uncleaned[uncleaned != result], [1, 3]).all()
 
 
+@pytest.mark.parametrize("filled", [(slice(0, 3), slice(2, 6), slice(1, 4)), None])
+def test_label_map__where_most_or_all_is_background(kit, tmp_path, geometry, filled):
+    path = kit.write_nifti(tmp_path / "a.nii.gz", kit.smooth(SHAPE), geometry)
+    preprocessing, reference, _, grid = _both(path, {"spacing": (1.5, 1.5, 2.0)})
+    logits = _logits(kit, grid.shape)
+    background = torch.full(grid.shape, 1000.0)
+    if filled is not None:
+        background[filled] = 0
+    logits[0] += background
+    expected = volume_postprocessing(preprocessing)({**reference, "pred": logits.clone()})["pred"]
+
+    result = label_map(logits, *winners(logits), grid)
+
+    assert result.any() == (filled is not None)
+    np.testing.assert_array_equal(result, expected[0].numpy())
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float64, np.dtype(">i2")])
 def test_prepare__types_of_voxels(kit, tmp_path, dtype):
     array = (kit.smooth(SHAPE) % 100).astype(dtype)
