@@ -44,7 +44,7 @@ def prediction(arguments: Arguments) -> list[Record]:
     shape = tuple(int(side) for side in arguments.shape.split(","))
     images = work / f"images_{arguments.shape.replace(',', 'x')}_{arguments.cases}"
     write_cases(images, shape, arguments.cases)
-    bundle = write_bundle(work / "bundles" / "benchmark_ct_unet")
+    bundle = write_bundle(work / "bundles" / "benchmark_ct_unet", tiny=arguments.tiny)
 
     def run(config: str, name: str, *more: str) -> Callable[[], dict[str, float]]:
         def measure() -> dict[str, float]:
@@ -228,6 +228,8 @@ def parse(words: Sequence[str] | None = None) -> Arguments:
     )
     parser.add_argument("--out", help="JSON file for the records")
     arguments = parser.parse_args(words)
+    if arguments.tiny:
+        arguments.shape, arguments.cases = "64,64,32", 1
     unknown = set(arguments.rows.split(",")) - set(ROWS)
     if unknown:
         parser.error(f"unknown rows {sorted(unknown)}; choose of {', '.join(ROWS)}")

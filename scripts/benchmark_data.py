@@ -64,7 +64,7 @@ def write_cases(folder: Path, shape: tuple[int, ...], count: int) -> None:
             nib.save(nib.Nifti1Image(draw(shape, seed)[0], affine), path)
 
 
-def write_bundle(root: Path) -> Path:
+def write_bundle(root: Path, *, tiny: bool = False) -> Path:
     """Write a bundle with `inference.yaml`, the stock route `stock.yaml`, and a trained network."""
     (root / "configs").mkdir(parents=True, exist_ok=True)
     (root / "models").mkdir(exist_ok=True)
@@ -74,11 +74,11 @@ def write_bundle(root: Path) -> Path:
         path.write_text(yaml.safe_dump(content, sort_keys=False))
     weights = root / "models" / "model.pt"
     if not weights.exists():
-        torch.save(_train().state_dict(), weights)
+        torch.save(_train(2 if tiny else _TRAINING_STEPS).state_dict(), weights)
     return root
 
 
-def _train() -> UNet:
+def _train(steps: int) -> UNet:
     """Return a network that finds the ellipsoids, so that boundaries are like those of organs.
 
     Crops lie around an organ, each as often, else most of them would show the background alone.
@@ -87,13 +87,11 @@ def _train() -> UNet:
     network = UNet(**NETWORK)
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
     # the running statistics of batch norm settle only when the weights do
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, _LEARNING_RATE, total_steps=_TRAINING_STEPS
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
     shape = tuple(int(extent / grid) for extent, grid in zip(_FIELD_MM, GRID_MM, strict=True))
     cases = [draw(shape, seed) for seed in (100, 101)]
     random = np.random.default_rng(0)
-    for _ in range(_TRAINING_STEPS):
+    for _ in range(steps):
         crops = [_crop(*cases[random.integers(2)], random) for _ in range(_CROPS)]
         images, labels = (torch.stack(part) for part in zip(*crops, strict=True))
         optimizer.zero_grad()

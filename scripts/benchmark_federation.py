@@ -27,6 +27,7 @@ def federated_round(arguments: argparse.Namespace) -> tuple[list[float], list[fl
     from medseg_kit.fl.simulation import simulate
 
     torch.set_num_threads(arguments.threads)
+    overrides = {**SMALL, "steps_per_epoch": 1} if arguments.tiny else SMALL
     peer: list[float] = []
     own: list[float] = []
     with tempfile.TemporaryDirectory() as work:
@@ -36,9 +37,10 @@ def federated_round(arguments: argparse.Namespace) -> tuple[list[float], list[fl
         )
         sites = Path(work) / "data" / "sites"
         for repeat in range(arguments.repeats):
-            peer.append(sum(local_epoch(folder, work) for folder in site_folders(sites).values()))
+            folders = site_folders(sites).values()
+            peer.append(sum(local_epoch(folder, work, overrides) for folder in folders))
             out = Path(work) / f"run{repeat}"
-            simulate(BUNDLE, sites, out, options=Options(rounds=ROUNDS, overrides=SMALL))
+            simulate(BUNDLE, sites, out, options=Options(rounds=ROUNDS, overrides=overrides))
             seconds = [
                 record["seconds"]
                 for record in read_ledger(out / "ledger.jsonl")
@@ -48,14 +50,14 @@ def federated_round(arguments: argparse.Namespace) -> tuple[list[float], list[fl
     return peer, own
 
 
-def local_epoch(site: Path, work: str) -> float:
+def local_epoch(site: Path, work: str, small: dict[str, Any]) -> float:
     """Return the median seconds of an epoch of plain local training after the first."""
     from ignite.engine import Events
 
     from medseg_kit.bundle.config import load_config
 
     overrides: dict[str, Any] = {
-        **SMALL,
+        **small,
         "dataset_dir": str(site),
         "output_dir": work,
         "save_checkpoint": False,
@@ -79,7 +81,8 @@ def aggregation(arguments: argparse.Namespace) -> tuple[list[float], list[float]
 
     torch.set_num_threads(arguments.threads)
     generator = torch.Generator().manual_seed(0)
-    shapes = {f"kernel{i}": (256, 256, 3, 3, 3) for i in range(14)}
+    width = 8 if arguments.tiny else 256
+    shapes = {f"kernel{i}": (width, width, 3, 3, 3) for i in range(14)}
     shapes |= {f"vector{i}": (256,) for i in range(150)}
     states = {
         f"site{number}": {
