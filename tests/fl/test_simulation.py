@@ -100,7 +100,7 @@ def test_misspelt_override__is_an_error(bundle, sites, tmp_path):
         ({"rounds": 0}, r"rounds must be at least 1 \(is 0\)"),
         ({"overrides": {"client_state": "forget"}}, "client_state one of keep, reset"),
         ({"overrides": {"strategy": {"_target_": "torch.nn.Identity"}}}, "is a Identity"),
-        ({"initial_weights": "nowhere.pt"}, "nowhere.pt do not exist"),
+        ({"initial_weights": "nowhere.pt"}, "nowhere.pt does not exist"),
     ],
 )
 def test_read_plan__wrong_options(bundle, options, message):
