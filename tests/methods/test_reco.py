@@ -80,7 +80,7 @@ def test_one_class__costs_nothing():
     branch = branch_of(logits, target, logits.softmax(1))
     term = RegionalContrast(2, **SMALL)
     loss = term(None, {"branches": [branch], "labelled": torch.tensor([True, False])})["contrast"]
-    assert float(loss) == 0
+    assert loss.item() == 0
 
 
 def test_batch__without_a_confident_pixel():
