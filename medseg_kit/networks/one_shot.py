@@ -122,7 +122,7 @@ class OneShotNetwork(nn.Module):
     ) -> torch.Tensor:
         """Return the margin ``(B, h, w)`` of one organ (support_organ) over its background."""
         if not self.supports:
-            return features.new_full((len(features), *features.shape[-2:]), NO_MARGIN)
+            return torch.full_like(features[:, 0], NO_MARGIN)
         if part is None:
             every = range(NUM_PARTS)
             sides = [
@@ -130,7 +130,7 @@ class OneShotNetwork(nn.Module):
                 for side in ("foreground", "background")
             ]
             return self._difference(features, sides[0], sides[1])
-        margin = features.new_full((len(features), *features.shape[-2:]), NO_MARGIN)
+        margin = torch.full_like(features[:, 0], NO_MARGIN)
         for number in range(NUM_PARTS):
             chosen = (part == number).nonzero()[:, 0]
             if len(chosen):
@@ -145,7 +145,7 @@ class OneShotNetwork(nn.Module):
         self, features: torch.Tensor, foreground: torch.Tensor, background: torch.Tensor
     ) -> torch.Tensor:
         if not len(foreground):  # no support scan has the organ
-            return features.new_full((len(features), *features.shape[-2:]), NO_MARGIN)
+            return torch.full_like(features[:, 0], NO_MARGIN)
         score = self.classifier.score
         # in float32 also under autocast, as the margins around it
         return (score(features, foreground) - score(features, background)).float()
