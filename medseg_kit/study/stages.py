@@ -153,12 +153,19 @@ def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]
 
 
 def existing_weights(job: Job) -> dict[str, Any]:
-    """Return the weights of a run that trains nothing here; a command brings its own."""
+    """Return the weights of a run that trains nothing here; a command brings its own.
+
+    They are those that the run names, else the bundle's own; none where an overlay sets
+    `checkpoint: null`, as a floor without training does.
+    """
     weights = job.weights
     if weights is None and job.spec.mode == "evaluate":
+        from medseg_kit.bundle.config import load_config
         from medseg_kit.bundle.paths import resolve_bundle
 
-        weights = str(resolve_bundle(str(job.spec.bundle)) / "models" / "model.pt")
+        files = ["inference.yaml", *job.spec.inference.get("overlays", ())]
+        if load_config(str(job.spec.bundle), files)["checkpoint"] is not None:
+            weights = str(resolve_bundle(str(job.spec.bundle)) / "models" / "model.pt")
     return {"weights": weights, "selection": "as given", "local_steps": None, "curves": []}
 
 
@@ -177,7 +184,7 @@ def predict(job: Job, out: Path, *, weights: str | None, test: Mapping[str, str]
     overrides = {
         "dataset_dir": test["data"],
         "output_dir": str(out),
-        "checkpoint": weights,
+        **({} if weights is None else {"checkpoint": weights}),
         "predictor#options#section": test["section"],
         **job.spec.inference.get("overrides", {}),
     }
