@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from medseg_kit.bundle.config import parameter_names
@@ -15,11 +16,14 @@ def options_of(component: Any) -> Any:
     """Return a component's arguments as it keeps them: ``{"type": ..., argument: value, ...}``.
 
     Arguments that are components or functions of this package are described in the same way; what
-    is neither plain nor of this package, such as a network's layers, is named by its type.
+    is neither plain nor of this package, such as a network's layers, is named by its type, and a
+    number that is not finite, which JSON does not have, by its name.
 
     Args:
         component: A training step, loss term, augmentation or schedule.
     """
+    if isinstance(component, float) and not math.isfinite(component):
+        return str(component)
     if isinstance(component, PLAIN):
         return component
     if isinstance(component, list | tuple):

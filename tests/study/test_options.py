@@ -28,3 +28,7 @@ def test_options__defaults_terms_and_schedules_by_name():
 
 def test_options__parts_of_other_libraries_are_named():
     assert options_of(torch.nn.Linear(2, 1)) == {"type": "torch.nn.modules.linear.Linear"}
+
+
+def test_options__numbers_that_json_does_not_have():
+    assert options_of([float("inf"), 1.5]) == ["inf", 1.5]
