@@ -22,10 +22,9 @@ def options_of(component: Any) -> Any:
     Args:
         component: A training step, loss term, augmentation or schedule.
     """
-    if isinstance(component, float) and not math.isfinite(component):
-        return str(component)
     if isinstance(component, PLAIN):
-        return component
+        is_json = not isinstance(component, float) or math.isfinite(component)
+        return component if is_json else str(component)
     if isinstance(component, list | tuple):
         return [options_of(item) for item in component]
     if isinstance(component, dict):
