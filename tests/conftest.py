@@ -60,6 +60,12 @@ def _single_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute in bfloat16 where it is asked for, on a processor that only emulates it, too."""
+    monkeypatch.setattr("medseg_kit.engines.precision.has_native", lambda *_: True)
+
+
+@pytest.fixture
 def toy_bundle(tmp_path: Path) -> Path:
     """Return a bundle whose run prints its learning rate and root; nothing heavy is built."""
     root = tmp_path / "bundles" / "toy_mr_net"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from medseg_kit.engines.precision import autocast
 from medseg_kit.engines.semi_supervised import SemiSupervisedStep
-from medseg_kit.engines.step import AMP_DTYPES, TrainStep
+from medseg_kit.engines.step import TrainStep
 from medseg_kit.engines.teacher import unwrapped
 from medseg_kit.networks.dual import DualNetwork
 
@@ -48,12 +49,11 @@ class HiddenSlices:
 
     def _dice(self, branch: nn.Module, amp: str) -> float:
         device = next(branch.parameters()).device
-        dtype = AMP_DTYPES[amp]
         confusion = torch.zeros((), dtype=torch.int64)
         parts = zip(
             self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True
         )
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(device, amp):
             for images, labels in parts:
                 logits = branch(images.to(device))
                 classes = logits.shape[1]

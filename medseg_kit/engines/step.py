@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys
 
+from medseg_kit.engines.precision import AMP_DTYPES, autocast
 from medseg_kit.engines.schedules import Schedule, constant
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 Losses = dict[str, torch.Tensor]
 LossTerm = Callable[["SupervisedTrainer", dict[str, Any]], Losses]
-
-AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainStep(ABC):
@@ -42,8 +41,9 @@ class TrainStep(ABC):
         terms: Further loss terms, e.g. FedProx's proximal term. They see the batch after `losses`,
             with what a method leaves in it. A term may have ``on_round_start(global_state)``, and
             ``state_dict`` and ``load_state_dict`` for what its next call depends on.
-        amp: "off", "bf16" or "fp16" (autocast on the trainer's device; keep the trainer's
-            own ``amp: false``, which would build a new scaler at every run).
+        amp: "off", "bf16" or "fp16" (autocast on the trainer's device, float32 where that has no
+            such instructions; keep the trainer's own ``amp: false``, which would build a new
+            scaler at every run).
         clip_norm: Largest norm of the gradient; not clipped if None. A step whose gradient is not
             finite is left out with a warning either way.
 
@@ -131,8 +131,7 @@ class TrainStep(ABC):
         engine.network.train()
         self._set_learning_rate(engine.optimizer)
         engine.optimizer.zero_grad(set_to_none=True)
-        dtype = AMP_DTYPES[self.amp]
-        with torch.autocast(engine.state.device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(engine.state.device, self.amp):
             pred, losses = self.losses(engine, batch)
             for term in self.terms:
                 losses = {**losses, **term(engine, batch)}

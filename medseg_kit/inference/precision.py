@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from medseg_kit.engines.precision import autocast
+
 
 @contextmanager
 def fast_precision(
@@ -18,7 +20,7 @@ def fast_precision(
     fast: bool,
     full_precision: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Compute in bfloat16 in fast mode, except in the sub-modules that keep float32.
+    """Compute in bfloat16 in fast mode, if the device has it, but for what keeps float32.
 
     Args:
         network: What runs.
@@ -32,7 +34,7 @@ def fast_precision(
     kept = []
     if isinstance(network, nn.Module):
         kept = [network.get_submodule(name) for name in full_precision]
-    with torch.autocast(device.type, torch.bfloat16), ExitStack() as stack:
+    with autocast(device, "bf16"), ExitStack() as stack:
         for module in kept:
             stack.enter_context(_in_float32(module, device))
         yield

@@ -10,17 +10,24 @@ PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "Si
 
 
 def describe_hardware() -> dict[str, object]:
-    """Return processor, usable cores, memory in GiB and the GPU's name (None without one)."""
+    """Return processor, usable cores, memory in GiB and the GPU's name (None without one).
+
+    ``bf16`` says whether ``amp: bf16`` computed in bfloat16 or, for want of it, in float32.
+    """
     import psutil
     import torch
 
+    from medseg_kit.engines.precision import has_native
+
+    on_gpu = torch.cuda.is_available()
     return {
         "machine": platform.machine(),
         "processor": _processor_name(),
         "cores": num_cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
+        "bf16": has_native("cuda" if on_gpu else "cpu", "bf16"),
     }
 
 

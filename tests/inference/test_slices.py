@@ -34,6 +34,7 @@ def test_slice_inferer__equals_a_loop_over_slices(network, axis):
     torch.testing.assert_close(result, loop, rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("with_bf16")
 def test_slice_inferer__batches_of_the_cpu_and_fast_mode(network):
     image = torch.randn(1, 1, 6, 8, 10)
     seen = []

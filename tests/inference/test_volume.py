@@ -73,6 +73,7 @@ def test_volume_inferer__fast_runs_only_windows_with_body(network):
     assert inside.float().mean() > 0.98
 
 
+@pytest.mark.usefixtures("with_bf16")
 def test_volume_inferer__fast_keeps_named_modules_in_float32(network):
     seen = []
     network.first.register_forward_hook(lambda *call: seen.append(call[2].dtype))

@@ -73,6 +73,7 @@ def test_decorrelation__equals_the_correlation_of_the_window():
     assert float(found) == pytest.approx(float(torch.corrcoef(pixels)[0, 1] ** 2), rel=1e-2)
 
 
+@pytest.mark.usefixtures("with_bf16")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_steps__reduced_precision_keeps_the_similarity_in_its_range():
     step, network = make(amp="bf16")

@@ -218,6 +218,7 @@ def test_registration_supervision__on_uamt():
     assert train(step, unet(), [batch])[0]["registration"] > 0
 
 
+@pytest.mark.usefixtures("with_bf16")
 def test_ten_steps__reduced_precision(method):
     step, network = make(method, amp="bf16")
     history = train(step, network, [make_batch(seed=seed) for seed in range(3)])
