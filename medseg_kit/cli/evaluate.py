@@ -13,7 +13,7 @@ def evaluate(
     site: str | None = None,
     section: str = "test",
 ) -> int:
-    """Score predicted label maps: Dice and HD95 per case, label and site, on the native grid.
+    """Score predicted label maps: Dice, HD and HD95 per case, label and site, on the native grid.
 
     Writes cases.csv, summary.csv, summary.json and box plots (SVG and PNG) into OUT. Labels that a
     reference never annotated are left out; a missed structure counts as Dice 0 and is counted

@@ -41,7 +41,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
             file of prototypes that medseg support wrote (.pt).
         support_label: Label of the support scan, in the same order for several.
         device: auto, cpu, cuda or cuda:1.
-        fast: bfloat16, and only the body: quicker, labels differ slightly.
+        fast: bfloat16 where the device has it, and only the body: quicker, labels differ slightly.
         section: Section of a datalist (training, validation, test); all of them if not given.
         save_probabilities: Also write each class's probability.
         overwrite: Predict again also what is finished.

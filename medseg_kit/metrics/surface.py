@@ -1,6 +1,6 @@
-"""Surface distances between two binary masks: the HD95 that the published tables print.
+"""Surface distances between two binary masks: HD and HD95 as the published tables print them.
 
-The definition is medpy's: the 95th percentile of the concatenated directed distances. MONAI's
+HD95 is medpy's: the 95th percentile of the concatenated directed distances. MONAI's
 `HausdorffDistanceMetric` takes the larger of two directed percentiles instead, which gives another
 number on the same masks.
 """
@@ -98,4 +98,21 @@ def hd95(pred: Mask, reference: Mask, *, spacing: Sequence[float] | None = None)
         >>> hd95(pred, reference, spacing=(1.0, 0.5))
         1.5
     """
-    return float(np.percentile(surface_distances(pred, reference, spacing=spacing), 95))
+    return hausdorff(pred, reference, spacing=spacing)[1]
+
+
+def hausdorff(
+    pred: Mask, reference: Mask, *, spacing: Sequence[float] | None = None
+) -> tuple[float, float]:
+    """Return the Hausdorff distance, which is the largest surface distance, and HD95.
+
+    Args:
+        pred: Boolean mask with at least one voxel, shape (H, W[, D]).
+        reference: Boolean mask with at least one voxel, same shape.
+        spacing: Voxel size in mm, ordered as the array axes; None measures in voxels.
+
+    Raises:
+        ValueError: If the shapes differ or a mask is empty.
+    """
+    distances = surface_distances(pred, reference, spacing=spacing)
+    return float(distances.max()), float(np.percentile(distances, 95))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-MEASURES = ("dice", "hd95_vox", "hd95_mm")
+MEASURES = ("dice", "hd_vox", "hd_mm", "hd95_vox", "hd95_mm")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class CaseRecord:
         site: Where the case comes from, or "".
         label: Structure, for example "liver".
         dice: Dice in [0, 1].
+        hd_vox: Hausdorff distance in voxels, NaN when undefined.
+        hd_mm: Hausdorff distance in mm, NaN when undefined or when the voxel size is lost.
         hd95_vox: HD95 in voxels, NaN when undefined.
         hd95_mm: HD95 in mm, NaN when undefined or when the voxel size is lost.
         missed: The reference has the structure, the prediction has no voxel of it.
@@ -44,6 +46,8 @@ class CaseRecord:
     site: str
     label: str
     dice: float
+    hd_vox: float
+    hd_mm: float
     hd95_vox: float
     hd95_mm: float
     missed: bool

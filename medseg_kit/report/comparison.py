@@ -14,7 +14,7 @@ from medseg_kit.metrics.table import CaseRecord, mean_record, summary_row
 from medseg_kit.typing import PathLike, UserError
 
 Record = Mapping[str, Any]
-MEASURES = ("dice", "hd95_mm", "hd95_vox")
+MEASURES = ("dice", "hd_mm", "hd_vox", "hd95_mm", "hd95_vox")
 MEAN = "mean"
 """The structure that stands for the mean of all structures of a case."""
 
@@ -167,7 +167,7 @@ def paired_tests(
     Args:
         records: Records of a study.
         reference: Method to compare with; the first one if None.
-        measure: "dice", "hd95_mm" or "hd95_vox".
+        measure: "dice", or a distance: "hd_mm", "hd_vox", "hd95_mm" or "hd95_vox".
 
     Raises:
         UserError: If the reference is no method of the study.

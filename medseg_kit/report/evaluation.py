@@ -79,7 +79,7 @@ def write_box_plots(folder: Path, records: Sequence[CaseRecord], measure: str) -
     Args:
         folder: Where the figures go.
         records: One row per case and structure.
-        measure: Column to draw: "dice", "hd95_vox" or "hd95_mm".
+        measure: Column to draw, a key of `AXIS_TITLES`.
     """
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:

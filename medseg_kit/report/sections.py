@@ -105,6 +105,7 @@ def printed_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
             cells |= {
                 "HD95, printed": text(row["printed_hd95"], 1),
                 "HD95, ours (voxels)": text(row["hd95_vox_mean"], 1),
+                "HD, ours (voxels)": text(row["hd_vox_mean"], 1),
             }
         titled.append({**cells, "source": row["source"]})
     return titled

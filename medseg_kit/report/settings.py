@@ -91,7 +91,8 @@ def printed_beside(records: Sequence[Record], printed: Sequence[Record]) -> list
                 "printed_dice": row["dice"],
             }
             | {name: found.get(name) for name in ("dice_mean", "dice_low", "dice_high")}
-            | {"printed_hd95": row.get("hd95"), "hd95_vox_mean": found.get("hd95_vox_mean")}
+            | {"printed_hd95": row.get("hd95")}
+            | {name: found.get(name) for name in ("hd95_vox_mean", "hd_vox_mean")}
         )
     return rows
 

@@ -10,7 +10,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("policy", "pred", "reference", "dice", "hd95"),
+    ("policy", "pred", "reference", "dice", "distance"),
     [
         ("strict", FULL, FULL, 1, 0),
         ("strict", FULL, EMPTY, 0, NAN),
@@ -22,9 +22,10 @@ NAN = float("nan")
         ("reference", EMPTY, EMPTY, 0, 0),
     ],
 )
-def test_score_masks__empty_mask_table(policy, pred, reference, dice, hd95):
+def test_score_masks__empty_mask_table(policy, pred, reference, dice, distance):
     score = score_masks(pred, reference, spacing=(1, 1, 1), policy=policy)
-    np.testing.assert_equal((score.dice, score.hd95_vox, score.hd95_mm), (dice, hd95, hd95))
+    found = (score.hd_vox, score.hd_mm, score.hd95_vox, score.hd95_mm)
+    np.testing.assert_equal((score.dice, *found), (dice, *[distance] * 4))
     assert score.missed == (pred is EMPTY and reference is FULL)
     assert score.spurious == (pred is FULL and reference is EMPTY)
 
@@ -32,14 +33,14 @@ def test_score_masks__empty_mask_table(policy, pred, reference, dice, hd95):
 def test_score_masks__anisotropic_spacing():
     pred = np.roll(FULL, 1, axis=2)
     score = score_masks(pred, FULL, spacing=(1.0, 1.0, 2.5))
-    assert (score.hd95_vox, score.hd95_mm) == (1.0, 2.5)
+    assert (score.hd_vox, score.hd_mm, score.hd95_vox, score.hd95_mm) == (1.0, 2.5, 1.0, 2.5)
     assert score.dice == pytest.approx(2 / 3)
 
 
 def test_score_masks__lost_spacing_leaves_mm_undefined():
     score = score_masks(FULL, FULL, spacing=None)
     assert score.hd95_vox == 0
-    assert np.isnan(score.hd95_mm)
+    assert np.isnan([score.hd_mm, score.hd95_mm]).all()
     assert np.isnan(score_masks(EMPTY, EMPTY, spacing=None).hd95_mm)
 
 

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from medseg_kit.metrics.surface import hd95, surface, surface_distances, union_box
+from medseg_kit.metrics.surface import hausdorff, hd95, surface, surface_distances, union_box
 
 
 def loop_surface(mask):
@@ -80,6 +80,15 @@ def test_hd95__asymmetric_toy_is_percentile_of_concatenation():
         expected
     )  # else the toy would not tell the definitions apart
     assert hd95(pred, reference) == pytest.approx(expected)
+
+
+def test_hausdorff__is_the_outlier_that_hd95_ignores():
+    reference = np.zeros((40, 60), dtype=bool)
+    reference[10:30, 10:30] = True
+    pred = reference.copy()
+    pred[20, 49] = True  # 20 columns from the square
+    assert hausdorff(pred, reference) == (20.0, 0.0)
+    assert hausdorff(pred, reference, spacing=(1.0, 0.5)) == (10.0, 0.0)
 
 
 def test_hd95__one_outlier_in_a_hundred_is_ignored():

@@ -20,6 +20,8 @@ def case(subject, label, dice, missed=False):
         "site": "",
         "label": label,
         "dice": dice,
+        "hd_vox": None if missed else 3.0,
+        "hd_mm": None,
         "hd95_vox": None if missed else 2.0,
         "hd95_mm": None,
         "missed": missed,

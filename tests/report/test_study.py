@@ -107,6 +107,7 @@ def test_printed_rows__budgets_that_were_run_ours_first():
     assert [row["configuration"] for row in rows] == ["a, 3 labelled", "z, 3 labelled"]
     assert rows[1]["Dice, ours"] == "not run"
     assert rows[0]["HD95, ours (voxels)"] == "2.0"
+    assert rows[0]["HD, ours (voxels)"] == "3.0"
 
 
 def test_cost_rows__units_and_only_columns_with_values():
