@@ -207,10 +207,13 @@ def site_folders(sites_dir: PathLike) -> dict[str, Path]:
     folder = Path(sites_dir)
     sites = {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{DATALIST_NAME}"))}
     if not sites:
-        raise UserError(
-            f"{folder} holds no site folders (SITE/{DATALIST_NAME});"
-            " make them with `medseg data prepare ... --sites SETTING`"
+        below = next(iter(sorted(folder.glob(f"*/*/{DATALIST_NAME}"))), None)
+        fix = (
+            f"it has some in {below.parents[1]}: give that folder"
+            if below
+            else "make them with `medseg data prepare ... --sites SETTING`"
         )
+        raise UserError(f"{folder} holds no site folders (SITE/{DATALIST_NAME}); {fix}")
     return sites
 
 

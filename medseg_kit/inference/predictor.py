@@ -175,7 +175,9 @@ class Predictor:
         with job.stage("read"):
             digest = digest_of(job.case.files)
             job.hashes = {"input": digest, **hashes}
-            finished = self.outputs.is_finished(job.case, job.hashes)
+            finished = self.outputs.is_finished(
+                job.case, job.hashes, save_probabilities=self.options.save_probabilities
+            )
             job.is_finished = finished and not self.options.overwrite
             if job.is_finished:
                 return job

@@ -83,12 +83,15 @@ class Outputs:
                         f"{path} would be written for {other} and for {case.image}; rename one"
                     )
 
-    def is_finished(self, case: Case, hashes: Mapping[str, str]) -> bool:
+    def is_finished(
+        self, case: Case, hashes: Mapping[str, str], *, save_probabilities: bool
+    ) -> bool:
         """Return whether the case's results are there, whole, and made from the same things.
 
         Args:
             case: The case.
             hashes: Digests that the results must have been made with.
+            save_probabilities: Whether the class probabilities belong to the results.
         """
         record = read_record(self.record(case))
         path = self.labels(case)
@@ -97,6 +100,7 @@ class Outputs:
             and record.get("hashes") == hashes
             and path.is_file()
             and path.stat().st_size == record.get("prediction_bytes")
+            and (self.probabilities(case).is_file() or not save_probabilities)
         )
 
     def discard(self, case: Case) -> None:

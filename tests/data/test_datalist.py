@@ -179,6 +179,14 @@ def test_site_folders__empty_folder_names_the_command(tmp_path: Path) -> None:
         site_folders(tmp_path)
 
 
+def test_site_folders__one_folder_too_high_names_the_right_one(dataset: Path) -> None:
+    sites = dataset.parent / "prepared" / "sites"
+    sites.mkdir(parents=True)
+    dataset.rename(sites / "north")
+    with pytest.raises(UserError, match=f"some in {sites}: give that folder"):
+        site_folders(sites.parent)
+
+
 def test_datalist__is_plain_json(dataset: Path) -> None:
     assert json.loads((dataset / "datalist.json").read_text()) == content()
 

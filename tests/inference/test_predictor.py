@@ -192,6 +192,16 @@ def test_predict__probabilities_have_the_label_map_as_argmax(kit, make_predictor
     assert agree.mean() > 0.9999
 
 
+def test_predict__lost_probabilities_are_made_again(kit, make_predictor, tmp_path):
+    _fill(kit, tmp_path / "in", ["a"])
+    make_predictor(options=PredictOptions(**QUIET, save_probabilities=True)).predict()
+    (tmp_path / "out" / "a.probabilities.nii.gz").unlink()
+    make_predictor(options=PredictOptions(**QUIET)).predict()
+    assert not (tmp_path / "out" / "a.probabilities.nii.gz").exists()  # not asked for: skipped
+    make_predictor(options=PredictOptions(**QUIET, save_probabilities=True)).predict()
+    assert (tmp_path / "out" / "a.probabilities.nii.gz").is_file()
+
+
 def test_predict__lost_spacing_has_no_volumes(kit, make_predictor, tmp_path):
     _fill(kit, tmp_path / "in" / "images", ["a"])
     (tmp_path / "in" / "datalist.json").write_text('{"test": [{"image": "images/a.nii.gz"}]}')
