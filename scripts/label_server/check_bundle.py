@@ -59,6 +59,15 @@ def check_inference(bundle: Path) -> None:
         _instantiate(parser, "inferer", config_name)
 
 
+def takes_support(bundle: Path) -> bool:
+    """Return whether a bundle segments by the example of an annotated scan (one-shot).
+
+    Args:
+        bundle: Folder of the bundle.
+    """
+    return _read_config(bundle, "inference")[0].get("support_source") is not None
+
+
 def training_problems(bundle: Path) -> list[str]:
     """Return what keeps MONAI Label from training the bundle; empty when nothing does.
 

@@ -15,13 +15,14 @@ import socket
 import sys
 from pathlib import Path
 
-from check_bundle import BundleError, check_inference, training_problems
+from check_bundle import BundleError, check_inference, takes_support, training_problems
 
 from medseg_kit.bundle.paths import list_bundles, resolve_bundle
 from medseg_kit.typing import UserError
 
 HOST = "127.0.0.1"
 COPIED_FROM = "copied-weights.sha256"
+PROTOTYPES = "support_prototypes.pt"
 IGNORED = shutil.ignore_patterns("models", "__pycache__", ".*")
 
 
@@ -128,6 +129,7 @@ def add_bundle(bundle: Path, copy: Path) -> bool:
     shutil.copytree(bundle, copy, ignore=IGNORED, dirs_exist_ok=True)
     try:
         copy_weights(bundle / "models", copy / "models")
+        copy_prototypes(bundle / "models", copy / "models")
         check_inference(copy)
     except BundleError as error:
         print(f"left out {bundle.name}: {error}", file=sys.stderr, flush=True)
@@ -136,7 +138,23 @@ def add_bundle(bundle: Path, copy: Path) -> bool:
         print(
             f"{bundle.name} serves inference only, training would fail: {problem}", file=sys.stderr
         )
+    if takes_support(copy) and not (copy / "models" / PROTOTYPES).is_file():
+        print(
+            f"{bundle.name} answers no study before it has the prototypes of an annotated scan: "
+            f"`medseg support {bundle.name} --image SCAN --label LABEL --out "
+            f"{bundle / 'models' / PROTOTYPES}`, then start again",
+            file=sys.stderr,
+        )
     return True
+
+
+def copy_prototypes(source: Path, target: Path) -> None:
+    """Copy a one-shot bundle's support prototypes; none in the copy if the bundle has none."""
+    target.mkdir(exist_ok=True)
+    if (source / PROTOTYPES).is_file():
+        shutil.copyfile(source / PROTOTYPES, target / PROTOTYPES)
+    else:
+        (target / PROTOTYPES).unlink(missing_ok=True)
 
 
 def copy_weights(source: Path, target: Path) -> None:

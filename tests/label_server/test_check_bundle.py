@@ -218,6 +218,22 @@ def test_copy_weights__untouched_copy_follows_the_bundle(start, bundle, tmp_path
     assert (target / "model.pt").read_bytes() == b"new release"
 
 
+def test_add_bundle__prototypes_of_a_support_scan(start, bundle, tmp_path, capsys):
+    write_config(bundle, "inference", {**INFERENCE, "support_source": {"_target_": "object"}})
+    prototypes, copy = bundle / "models" / start.PROTOTYPES, tmp_path / "model" / bundle.name
+    assert start.add_bundle(bundle, copy)
+    assert f"medseg support toy_ct_net --image SCAN --label LABEL --out {prototypes}" in (
+        capsys.readouterr().err
+    )
+    prototypes.write_bytes(b"prototypes")
+    assert start.add_bundle(bundle, copy)
+    assert (copy / "models" / start.PROTOTYPES).read_bytes() == b"prototypes"
+    assert "medseg support" not in capsys.readouterr().err
+    prototypes.unlink()
+    assert start.add_bundle(bundle, copy)
+    assert not (copy / "models" / start.PROTOTYPES).exists()
+
+
 def test_make_studies__missing_folder_names_it(start, tmp_path):
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         start.make_studies(str(tmp_path / "nowhere"), tmp_path)
