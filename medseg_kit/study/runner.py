@@ -24,6 +24,8 @@ from medseg_kit.typing import PathLike, UserError
 
 logger = logging.getLogger(__name__)
 
+RECORDS = "records.jsonl"
+
 
 def run_study(
     study: Study,
@@ -36,8 +38,8 @@ def run_study(
 
     Writes `out/runs/<job>/record.json` and log.txt per run, and `out/records.jsonl` and
     `out/study.json` for all. A run whose configuration, data or package version changed is done
-    again. Records name no place of this machine: copied to another one, with the same data
-    prepared, they count there as finished.
+    again. Records name no place of this machine: `out/records.jsonl` copied to another one, with
+    the same data prepared, counts there as finished, and so it does when `out/runs` is removed.
 
     Args:
         study: What to run.
@@ -53,20 +55,17 @@ def run_study(
     report = on_job or (lambda job, state: logger.info("%s: %s", job.name, state))
     plans = {job.name: describe_job(study, job) for job in jobs(study)}
     write_json(folder / "study.json", asdict(study))
-    done: dict[str, dict[str, Any]] = {}
+    done = finished_records(folder, {name: plan["identity"] for name, plan in plans.items()})
     failures: dict[str, str] = {}
     recording = threading.Lock()
 
     def do(job: Job) -> None:
-        run_dir = folder / "runs" / job.name
-        record = finished_record(run_dir, plans[job.name]["identity"])
-        problem = ""
-        if record is not None:
+        if job.name in done:
             report(job, "finished before")
-        else:
-            report(job, "started")
-            record, problem = run_job(run_dir, plans[job.name])
-            report(job, "failed" if record is None else "done")
+            return
+        report(job, "started")
+        record, problem = run_job(folder / "runs" / job.name, plans[job.name])
+        report(job, "failed" if record is None else "done")
         with recording:
             if record is None:
                 failures[job.name] = problem
@@ -76,6 +75,7 @@ def run_study(
 
     with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(do, jobs(study)))
+    write_records(folder, [done[name] for name in plans if name in done])
     if failures:
         problems = "; ".join(f"{name}: {failures[name]}" for name in plans if name in failures)
         raise UserError(
@@ -88,7 +88,19 @@ def run_study(
 def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
     """Write records.jsonl, one record a line."""
     lines = (json.dumps(item, sort_keys=True, allow_nan=False) + "\n" for item in records)
-    write_text(folder / "records.jsonl", "".join(lines))
+    write_text(folder / RECORDS, "".join(lines))
+
+
+def finished_records(folder: Path, identities: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Return job -> record of the runs that are complete, from their folders or records.jsonl."""
+    path = folder / RECORDS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    earlier = {record["identity"]: record for record in map(json.loads, lines)}
+    found = {
+        name: finished_record(folder / "runs" / name, identity) or earlier.get(identity)
+        for name, identity in identities.items()
+    }
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def describe_job(study: Study, job: Job) -> dict[str, Any]:

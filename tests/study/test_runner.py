@@ -126,7 +126,7 @@ def test_study__records_count_on_another_machine_and_name_no_place(dataset, tmp_
     records = run_study(load_study(study_file(here, runs)), here / "out", parallel=2)
     assert [record["run"] for record in records] == ["a", "b"]
     assert str(here) not in (here / "out" / "records.jsonl").read_text()
-    shutil.copytree(here, there)
+    shutil.copytree(here, there, ignore=shutil.ignore_patterns("runs"))
     states = []
     run_study(
         load_study(there / "study.yaml"),
