@@ -10,6 +10,8 @@ from monai.transforms import MapTransform, get_largest_connected_component_mask
 from skimage.measure import label as connected_regions
 from torch.nn import functional as F
 
+from medseg_kit.typing import UserError
+
 
 def largest_components(labels: torch.Tensor) -> torch.Tensor:
     """Keep the largest region (8 neighbours) of each foreground class in each slice.
@@ -50,11 +52,19 @@ class KeepLargestd(MapTransform):
     Args:
         keys: Label maps ``(1, H, W, D)``.
         num_regions: Regions that stay for label values 1, 2, ...; all where None.
+
+    Raises:
+        UserError: If a number is none of at least 1.
     """
 
     def __init__(self, keys: Sequence[str] | str, *, num_regions: Sequence[int | None]) -> None:
         super().__init__(keys)
         self.num_regions = tuple(num_regions)
+        if not all(number is None or _counts(number) for number in self.num_regions):
+            raise UserError(
+                f"num_regions is {num_regions}; give a list with a number of at least 1, or "
+                "null, for each organ in their order, such as [1, null, 2]"
+            )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data with cleaned copies of the label maps."""
@@ -72,6 +82,10 @@ class KeepLargestd(MapTransform):
             kept = get_largest_connected_component_mask(organ[box], num_components=number)
             labels[box][organ[box] & ~kept.bool()] = 0
         return labels
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
 
 
 def _extent(mask: torch.Tensor, axis: int) -> slice:

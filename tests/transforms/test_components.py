@@ -3,6 +3,7 @@ import torch
 from monai.transforms import KeepLargestConnectedComponentd
 
 from medseg_kit.transforms.components import KeepLargestd
+from medseg_kit.typing import UserError
 
 
 @pytest.mark.parametrize("size", [(12, 9, 7), (9, 11)])
@@ -22,3 +23,9 @@ def test_keep_largest__organs_without_a_number_and_absent_ones_stay():
     result = KeepLargestd("pred", num_regions=[1, None, 1])({"pred": labels})["pred"]
     assert result.tolist() == [[[0, 0, 1, 1], [0, 0, 0, 0], [2, 0, 0, 2]]]
     assert labels[0, 0, 0] == 1  # the input is not changed
+
+
+@pytest.mark.parametrize("wrong", [{"liver": 1}, [0], ["1"]])
+def test_keep_largest__what_is_no_number_of_regions_is_refused_at_once(wrong):
+    with pytest.raises(UserError, match=r"such as \[1, null, 2\]"):
+        KeepLargestd("pred", num_regions=wrong)
