@@ -141,7 +141,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             named = [case.get("registered_label") for case in self.cases]
             return [None if path is None else Path(path) for path in named]
         if not Path(folder).is_dir():
-            raise UserError(f"folder of registered labels {folder} does not exist")
+            raise UserError(
+                f"folder of registered labels {folder} does not exist; make it with "
+                "`medseg register DATA --out OUT --labelled N`"
+            )
         paths = [Path(folder) / f"{key}{NIFTI_SUFFIX}" for key in self.case_keys]
         found = [path if path.is_file() else None for path in paths]
         missing = [key for key, path in zip(self.case_keys, found, strict=True) if path is None]

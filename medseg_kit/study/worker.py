@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from medseg_kit.bundle.errors import user_message
 from medseg_kit.files import only_process, write_json
 from medseg_kit.study import stages
 from medseg_kit.study.cost import describe_cost
 from medseg_kit.study.environment import describe_hardware, describe_versions
 from medseg_kit.study.spec import Job, RunSpec
-from medseg_kit.typing import UserError
 
 
 def main(run_dir: Path) -> int:
@@ -27,8 +27,11 @@ def main(run_dir: Path) -> int:
     try:
         with only_process(run_dir):
             write_json(run_dir / "record.json", execute(run_dir))
-    except UserError as error:
-        (run_dir / "error.txt").write_text(str(error), encoding="utf-8")
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        (run_dir / "error.txt").write_text(message, encoding="utf-8")
         return 1
     return 0
 
