@@ -15,6 +15,7 @@ from medseg_kit.inference.positions import (
     oracle_parts,
     slice_profiles,
 )
+from medseg_kit.inference.precision import fast_precision
 from medseg_kit.inference.slices import Network, SliceInferer
 from medseg_kit.inference.support import SupportSource, field_of_view
 from medseg_kit.networks.one_shot import ABSENT, NEEDS_SUPPORT, NO_MARGIN, OneShotNetwork
@@ -44,8 +45,9 @@ class OneShotInferer(SliceInferer):
         extent: "full" or "oracle".
         rule: How the query's position is found, "aligned" or "body".
         margin: Share of an organ's extent by which the query's may be longer than the support's.
-        sw_batch_size: Slices a batch.
+        sw_batch_size: Slices a batch on a GPU.
         interpolation: How slices are resized, "linear" or "nearest"; as in training.
+        fast: Compute in bfloat16 where the device has it; labels differ slightly.
 
     Raises:
         ValueError: For an unknown extent, rule or interpolation.
@@ -61,9 +63,13 @@ class OneShotInferer(SliceInferer):
         margin: float = 0.0,
         sw_batch_size: int = 16,
         interpolation: str = "linear",
+        fast: bool = False,
     ) -> None:
         super().__init__(
-            slice_size=slice_size, sw_batch_size=sw_batch_size, interpolation=interpolation
+            slice_size=slice_size,
+            sw_batch_size=sw_batch_size,
+            interpolation=interpolation,
+            fast=fast,
         )
         for name, value, known in (("extent", extent, EXTENTS), ("rule", rule, RULES)):
             if value not in known:
@@ -143,7 +149,8 @@ class OneShotInferer(SliceInferer):
                 spacing=voxel_mm(volume)[axis],
                 support=support,
             )
-            logits = self._segment(slices, part, network, number, *args, **kwargs)
+            with fast_precision(network, slices.device, fast=self.fast):
+                logits = self._segment(slices, part, network, number, *args, **kwargs)
             answers.append(logits.movedim(0, 1 + axis))
         return torch.stack(answers)
 

@@ -61,7 +61,7 @@ class FeatureMaps:
                 continue
             chosen = slices == number
             sampled = F.grid_sample(
-                content[None].float(), grid[chosen][None, None], "bilinear", "border", False
+                content[None].to(grid), grid[chosen][None, None], "bilinear", "border", False
             )
             result[chosen] = sampled[0, :, 0].t()
             there |= chosen
@@ -71,7 +71,8 @@ class FeatureMaps:
         """Return keys and maps."""
         if not self.maps:
             return {"keys": torch.zeros(0, 2, dtype=torch.int64), "maps": None}
-        return {"keys": torch.tensor(list(self.maps)), "maps": torch.stack([*self.maps.values()])}
+        contents = [content.cpu() for content in self.maps.values()]  # resumed ones lie there
+        return {"keys": torch.tensor(list(self.maps)), "maps": torch.stack(contents)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""

@@ -123,6 +123,16 @@ def test_one_shot_inferer__under_autocast(network, source, tmp_path):
     assert [dice(labels, truth, value) > 0.75 for value in (1, 2)] == [True, True]
 
 
+@pytest.mark.usefixtures("with_bf16")
+def test_one_shot_inferer__fast(network, source, tmp_path):
+    volume, truth = query(tmp_path)
+    seen = []
+    network.encoder.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    labels = inferer(source, fast=True)(volume, network).argmax(dim=1, keepdim=True)
+    assert seen[-1]  # the query's slices; the support's before are made in full precision
+    assert [dice(labels, truth, value) > 0.75 for value in (1, 2)] == [True, True]
+
+
 def test_one_shot_inferer__oracle_needs_the_ground_truth(network, source):
     with pytest.raises(ValueError, match="takes the slices from the ground truth"):
         inferer(source, extent="oracle")(torch.zeros(1, 1, 8, 8, 8), network)
