@@ -66,6 +66,7 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
 
     from medseg_kit.files import write_json, write_text
     from medseg_kit.registration.cases import ordered_pairs, read_cases
+    from medseg_kit.registration.layout import labelled_folder
     from medseg_kit.registration.maps import write_maps
     from medseg_kit.registration.quality import compare_labels, format_report, summarise
     from medseg_kit.registration.selection import Rule
@@ -102,16 +103,16 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
         number = len({case.subject for case in labels.candidates()}) if budget is None else budget
         targets = [case for case in labels.section() if not case.labelled]
         if targets:
-            name = str(number) if choice == "best" else f"{number}_{choice}"
+            folder = labelled_folder(store.folder, number, choice)
             chosen = _propagate(
                 store,
-                store.folder / f"labelled_{name}",
+                folder,
                 targets,
                 labels.candidates(),
                 rule=rule,
                 **where,
             )
-            report["registered_labels"][name] = chosen
+            report["registered_labels"][folder.name.removeprefix("labelled_")] = chosen
     write_json(store.folder / "report.json", report)
     text = format_report(report)
     write_text(store.folder / "report.txt", text + "\n")

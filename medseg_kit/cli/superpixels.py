@@ -8,6 +8,7 @@ def superpixels(
     *,
     data: str,
     overlay: str | None = None,
+    set: list[str] | None = None,
     jobs: int = -1,
     pictures: str | None = None,
 ) -> int:
@@ -20,6 +21,8 @@ def superpixels(
         bundle: Folder or name of a one-shot bundle; its train.yaml says how.
         data: Prepared data set, or the data set of one site.
         overlay: Configuration configs/methods/OVERLAY.yaml of the bundle merged onto it.
+        set: Values for the bundle's train.yaml by id, the same that training gets, e.g.
+            `--set mr_body=otsu`. Those of a site's own site.yaml are read.
         jobs: Processes; -1 for one a core.
         pictures: Folder for one picture a scan: slices with the borders of their superpixels.
 
@@ -34,12 +37,15 @@ def superpixels(
     from tqdm import tqdm
 
     from medseg_kit.bundle.config import load_config
+    from medseg_kit.cli.overrides import parse_overrides
     from medseg_kit.data.episodes import SuperpixelSlices
+    from medseg_kit.fl.site import read_site_file
     from medseg_kit.report.superpixels import write_pictures
     from medseg_kit.typing import UserError
 
     files = ["train.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]
-    parser = load_config(bundle, files, overrides={"dataset_dir": data})
+    own = {**read_site_file(Path(data)), **parse_overrides(set or ())}
+    parser = load_config(bundle, files, overrides={**own, "dataset_dir": data})
     dataset = parser.get_parsed_content("train#dataset")
     if not isinstance(dataset, SuperpixelSlices):
         raise UserError(f"{bundle} is no one-shot bundle: it does not train on superpixels")

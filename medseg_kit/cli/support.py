@@ -11,6 +11,7 @@ def support(
     out: str,
     weights: str | None = None,
     overlay: str | None = None,
+    set: list[str] | None = None,
     device: str = "auto",
 ) -> int:
     """Write the prototypes of a support scan, which medseg predict takes as --support FILE.
@@ -27,6 +28,7 @@ def support(
         weights: State dict to use instead of the bundle's models/model.pt.
         overlay: Configuration configs/methods/OVERLAY.yaml of the bundle merged onto its
             inference.yaml.
+        set: Values for the bundle's inference.yaml by id, the same that predict gets.
         device: auto, cpu, cuda or cuda:1.
 
     Returns:
@@ -39,6 +41,7 @@ def support(
     import logging
 
     from medseg_kit.bundle.config import load_config
+    from medseg_kit.cli.overrides import parse_overrides
     from medseg_kit.inference.device import select_device
     from medseg_kit.inference.one_shot import OneShotInferer
     from medseg_kit.inference.weights import load_weights
@@ -52,7 +55,11 @@ def support(
             f"--out {out} must end in {PROTOTYPES_SUFFIX}, or predict takes it for a scan"
         )
     chosen = select_device(device)
-    overrides = {"device": str(chosen), **({"checkpoint": weights} if weights else {})}
+    overrides = {
+        **parse_overrides(set or ()),
+        "device": str(chosen),
+        **({"checkpoint": weights} if weights else {}),
+    }
     files = ["inference.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]
     parser = load_config(bundle, files, overrides=overrides)
     if "support" not in parser.get():

@@ -148,9 +148,9 @@ def load_datalist(
     folder = Path(dataset_dir).absolute()
     datalist = read_datalist(folder)
     _check_organs(datalist, organs, folder)
-    chosen = _section(datalist, section)
+    chosen = cases_of(datalist, section)
     if required and not chosen:
-        sizes = {name: len(_section(datalist, name)) for name in known}
+        sizes = {name: len(cases_of(datalist, name)) for name in known}
         filled = [f"{name} ({size})" for name, size in sizes.items() if size] or ["none"]
         raise UserError(
             f"{folder / DATALIST_NAME} has no {section} cases; filled are {', '.join(filled)}"
@@ -160,12 +160,13 @@ def load_datalist(
     return cases
 
 
-def _section(datalist: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
+def cases_of(datalist: Mapping[str, Any], section: str) -> list[Mapping[str, Any]]:
     """Return the cases of a section; support scans stand among the training cases of the file."""
     if section not in ("training", SUPPORT):
-        return list(datalist[section])
+        return list(datalist.get(section, []))
     wanted = section == SUPPORT
-    return [case for case in datalist["training"] if case.get("support", False) == wanted]
+    cases = datalist.get("training", [])
+    return [case for case in cases if case.get("support", False) == wanted]
 
 
 def annotated_organs(dataset_dir: PathLike, organs: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ class OneShotInferer(SliceInferer):
         slice_size: In-plane size ``(H, W)`` that the network wants.
         support: Where the prototypes come from, if the network has none; see `prepare`.
         extent: "full" or "oracle".
-        rule: How the query's position is found, "aligned" or "body".
+        rule: How the query's position is found, "aligned", "body" or "whole".
         margin: Share of an organ's extent by which the query's may be longer than the support's.
         sw_batch_size: Slices a batch on a GPU.
         interpolation: How slices are resized, "linear" or "nearest"; as in training.

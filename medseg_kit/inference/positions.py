@@ -16,7 +16,7 @@ from torch.nn import functional
 from medseg_kit.networks.one_shot import ABSENT
 from medseg_kit.networks.support_prototypes import NUM_PARTS, SupportScan
 
-RULES = ("aligned", "body")
+RULES = ("aligned", "body", "whole")
 PROFILE_SIZE = 16  # pixels a side of a slice's descriptor
 MIN_OVERLAP = 0.8  # of the shorter scan
 PRIOR = 0.5  # loss of correlation per squared share of the scan away from the body match
@@ -114,6 +114,8 @@ def find_parts(
       that meet. Scans may cover different lengths of the body.
     - ``body``: the relative position inside the body's extent. Right only for scans that cover the
       same length.
+    - ``whole``: no place at all. The whole query is cut into three parts, and no slice is left out,
+      as the text of FedCoWPro has it (register A23).
 
     With several support scans the extents are those of all scans, averaged in the query.
 
@@ -129,12 +131,17 @@ def find_parts(
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {list(RULES)}, got {rule!r}")
+    place = torch.arange(len(profiles), dtype=torch.float32)
+    if rule == "whole":
+        known = torch.stack([scan.extents for scan in scans]).isfinite().any(dim=0)
+        ends = torch.tensor([0.0, len(profiles) - 1.0])
+        return parts_of(place, torch.where(known, ends, torch.nan))
     moved = []
     for scan in scans:
         scale, shift = (_align if rule == "aligned" else _match_bodies)(profiles, spacing, scan)
         moved.append((scan.extents - shift) / scale)  # support slice = scale * query slice + shift
     extent = torch.stack(moved).nanmean(dim=0)
-    return parts_of(torch.arange(len(profiles), dtype=torch.float32), extent, margin)
+    return parts_of(place, extent, margin)
 
 
 def _match_bodies(profiles: torch.Tensor, spacing: float, scan: SupportScan) -> tuple[float, float]:

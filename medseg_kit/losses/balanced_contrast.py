@@ -28,8 +28,8 @@ def balanced_contrast(
 
     For an anchor of class y the positives are the other pixels of y; in the denominator every class
     counts as its mean (`balanced`), so that many background pixels weigh no more than few of an
-    organ. A class with one pixel has no positives and no anchor; a group without two classes, or
-    without any foreground, costs 0.
+    organ. A class with one pixel has no positives and no anchor; a group without any foreground, or
+    without two pixels of one class, costs 0.
 
     Args:
         features: ``(n, d)``, unit length.

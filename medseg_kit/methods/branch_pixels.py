@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.typing import UserError
 
 
 class BranchPixels:
@@ -15,9 +16,18 @@ class BranchPixels:
     Args:
         branches: Branches with projections, N images each.
         scale: Scale of the features.
+
+    Raises:
+        UserError: If the network has no projector of that scale.
     """
 
     def __init__(self, branches: Sequence[Branch], scale: str) -> None:
+        if missing := [branch for branch in branches if scale not in branch.projected]:
+            raise UserError(
+                f"contrast at the scale {scale!r}, but the network projects"
+                f" {list(missing[0].projected)}: list it in `scales`, or choose one of those"
+                " (MCSC: the keys of `patches`; CCT-R: `train#contrast#scale`)"
+            )
         self.projected = [branch.projected[scale] for branch in branches]
         self.size = self.projected[0].size
 
@@ -50,7 +60,7 @@ class BranchPixels:
 
 
 def random_subset(index: torch.Tensor, count: int) -> torch.Tensor:
-    """Return ``index`` ``(n,)``, or ``count`` random entries (with replacement) if n is larger."""
+    """Return ``index`` ``(n,)``, or ``count`` random entries, none twice, if n is larger."""
     if len(index) <= count:
         return index
-    return index[torch.randint(len(index), (count,)).to(index.device)]
+    return index[torch.randperm(len(index), device=index.device)[:count]]

@@ -107,7 +107,8 @@ class SupervisedContrast:
         share: Weight of the registered part of a positive (A38).
         exclude_self: Leave an anchor out of its own class' mean (A62: the text of the thesis says
             "all other pixels", its equation averages all).
-        num_volumes: Other volumes looked at a step, drawn at random (ours; the thesis: all).
+        num_volumes: Other volumes looked at a step, drawn at random (ours); all of them if None
+            (the thesis).
     """
 
     def __init__(  # noqa: PLR0913 - settings, all by keyword
@@ -125,7 +126,7 @@ class SupervisedContrast:
         bank_size: int = 0,
         share: float = 0.5,
         exclude_self: bool = False,
-        num_volumes: int = 8,
+        num_volumes: int | None = 8,
     ) -> None:
         self.num_classes = num_classes
         self.scale = scale
@@ -174,7 +175,10 @@ class SupervisedContrast:
                 positives = self._enhanced(positives, anchors, size, batch, index)
             losses.append(
                 prototype_contrast(
-                    pixels.at(anchors), positives, flat[others], temperature=self.temperature
+                    pixels.at(anchors),
+                    F.normalize(positives, dim=1),
+                    flat[others],
+                    temperature=self.temperature,
                 )
             )
         return torch.stack(losses).mean() if losses else pixels.at(classes.new_empty(0)).sum()
@@ -182,10 +186,10 @@ class SupervisedContrast:
     def _centres(
         self, flat: torch.Tensor, of_class: torch.Tensor, anchors: torch.Tensor
     ) -> torch.Tensor:
-        """Return the mean feature of a class for each anchor, ``(n, d)`` of unit length."""
+        """Return the mean feature of a class for each anchor, ``(n, d)``."""
         if self.exclude_self and len(of_class) > 1:
-            return F.normalize(flat[of_class].sum(0) - flat[anchors], dim=1)
-        return F.normalize(flat[of_class].mean(0), dim=0).expand(len(anchors), -1)
+            return (flat[of_class].sum(0) - flat[anchors]) / (len(of_class) - 1)
+        return flat[of_class].mean(0).expand(len(anchors), -1)
 
     @torch.no_grad()
     def _enhanced(
@@ -213,8 +217,8 @@ class SupervisedContrast:
             valid = valid & there & (volume != other)
             total += torch.where(valid[:, None], sampled, 0.0)
             count += valid
-        registered = F.normalize(total, dim=1)
-        mixed = F.normalize((1 - self.share) * centre + self.share * registered, dim=1)
+        registered = total / count.clamp(min=1)[:, None]
+        mixed = (1 - self.share) * centre + self.share * registered
         return torch.where((count > 0)[:, None], mixed, centre)
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,8 +30,8 @@ class FeatureMaps:
         while len(self.maps) > self.capacity:
             del self.maps[next(iter(self.maps))]
 
-    def some_volumes(self, count: int) -> list[int]:
-        """Return at most ``count`` random volumes of which a slice is here."""
+    def some_volumes(self, count: int | None) -> list[int]:
+        """Return at most ``count`` random volumes of which a slice is here; all of them if None."""
         volumes = sorted({volume for volume, _ in self.maps})
         order = torch.randperm(len(volumes))[:count].tolist()
         return [volumes[index] for index in order]

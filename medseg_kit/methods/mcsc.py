@@ -33,8 +33,8 @@ class BalancedContrast:
         patches: Scale -> side of a patch in pixels of that scale, for 224 px (register A8, A9).
         weight: Weight of the term, added to both branches' losses.
         factor: How often it counts in the joint loss (register A40: both branches, so 2).
-        unlabelled_start: Steps in which labelled images alone are contrasted (A40: 3,000 of the
-            public code's; None for a tenth of all steps).
+        unlabelled_start: First steps, in which labelled images alone are contrasted (A40: the
+            public code's 3,000).
         balanced: Equal weight of classes; off for the unbalanced loss of the ablation (SCL).
         discard_background: No background anchors (DB of the ablation).
         crossed: Labels from the other branch; off for a branch's own (CroLab of the ablation).

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg_kit.data.datalist import DATALIST_NAME, organ_names, read_datalist
+from medseg_kit.data.datalist import DATALIST_NAME, cases_of, organ_names, read_datalist
 from medseg_kit.inference.cases import IMAGE_SUFFIXES, find_cases
 from medseg_kit.typing import PathLike, UserError
 
@@ -110,7 +110,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _from_datalist(content: Mapping[str, Any], path: Path, *, section: str) -> list[Reference]:
     organs = organ_names(content["labels"], source=str(path))
-    cases = content.get(section, [])
+    cases = cases_of(content, section)
     labelled = [case for case in cases if "label" in case]
     if not labelled:
         raise UserError(

@@ -20,6 +20,8 @@ CT_MEAN, CT_SD = 0.17, 0.25
 CT_FLOOR = -CT_MEAN / CT_SD
 MR_QUANTILE = 0.995
 _TOLERANCE = 1e-5
+_MOST_ABOVE = (CT_BELOW - CT_WINDOW[0]) / (CT_WINDOW[1] - CT_WINDOW[0]) / CT_SD
+_STANDARDISED = 0.01  # rounding of a mean and SD over a volume
 
 
 class ClipCTorMRd(MapTransform):
@@ -91,6 +93,14 @@ def modality_of(image: torch.Tensor) -> str:
     """Return "CT" or "MR" for a volume that `scale_ct_or_mr` has scaled.
 
     Args:
-        image: The scaled volume; in CT its smallest value is air, `CT_FLOOR` exactly.
+        image: The whole scaled volume. In CT its smallest value is air, `CT_FLOOR`, or a little
+            above it where the window of the file ends above -125; MR has mean 0 and SD 1.
     """
-    return "CT" if abs(float(image.min()) - CT_FLOOR) < _TOLERANCE else "MR"
+    above = float(image.min()) - CT_FLOOR
+    if above < _TOLERANCE:
+        return "CT" if above > -_TOLERANCE else "MR"
+    if above > _MOST_ABOVE:
+        return "MR"
+    mean, sd = float(image.mean()), float(image.std(unbiased=False))
+    standardised = abs(mean) < _STANDARDISED and (abs(sd - 1) < _STANDARDISED or sd == 0)
+    return "MR" if standardised else "CT"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from medseg_kit.bundle.config import load_config
+from medseg_kit.cli.superpixels import superpixels
 from medseg_kit.data.datalist import load_datalist
 from medseg_kit.data.phantom_anatomy import PELVIS
 from medseg_kit.data.phantoms import write_phantom_dataset
@@ -50,6 +51,36 @@ def test_client_with_one_scan__has_nothing_to_train_on(repository, tmp_path):
     )
     with pytest.raises(UserError, match=r"no training cases; filled are support \(1\)"):
         load_datalist(data, "training", organs=organs)
+
+
+def test_evaluation__of_a_data_set_that_was_never_trained_on(bundle, tmp_path):
+    """A support scan and queries, but no training scan and no training label."""
+    organs = load_config(bundle).get_parsed_content("organs")
+    counts = {"support": 1, "test": 1}
+    data = write_phantom_dataset(
+        tmp_path / "other", organs=organs, counts=counts, size=(32, 32, 12), anatomy=PELVIS
+    )
+    overrides = {"dataset_dir": str(data), "output_dir": str(tmp_path), "image_size": 32}
+    parser = load_config(bundle, ["train.yaml", "evaluate.yaml"], overrides=overrides)
+    evaluator = parser.get_parsed_content("validate#evaluator")
+    evaluator.run()
+    assert 0 <= evaluator.state.metrics["val_mean_dice"] <= 1
+
+
+def test_superpixels__take_the_settings_of_the_site(repository, tmp_path, capsys):
+    bundle = repository / "bundles" / NAME
+    organs = load_config(bundle).get_parsed_content("organs")
+    data = write_phantom_dataset(
+        tmp_path / "site", organs=organs, counts={"training": 1}, size=(32, 32, 12), anatomy=PELVIS
+    )
+
+    def made(*values):
+        superpixels(str(bundle), data=str(data), set=["image_size=32", *values], jobs=1)
+        return capsys.readouterr().out.split()[-1]
+
+    usual, other = made(), made("mr_body=9.5")
+    (data / "site.yaml").write_text("overrides: {mr_body: 9.5}\n")
+    assert usual != other == made()
 
 
 @pytest.mark.parametrize(

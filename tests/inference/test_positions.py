@@ -102,6 +102,14 @@ def test_find_parts__several_scans_and_organs_that_some_lack():
     assert (part[:, 1] != ABSENT).nonzero()[:, 0].tolist() == [3, 4, 5]
 
 
+def test_find_parts__whole_scan_in_three_parts_whatever_the_extent():
+    extent = torch.tensor([[4.0, 5.0], [torch.nan, torch.nan]])
+    support = SupportScan(slice_profiles(body(30)), 1.0, 300.0, extent)
+    part = find_parts(slice_profiles(body(9, seed=3)), 1.0, [support], rule="whole")
+    assert part[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert (part[:, 1] == ABSENT).all()  # the support lacks it
+
+
 def test_find_parts__unknown_rule():
     with pytest.raises(ValueError, match="rule must be one of"):
         find_parts(torch.zeros(3, 4), 1.0, [], rule="nearest")

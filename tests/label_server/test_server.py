@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - the name that its documentation uses
 
+TIES = 5e-4  # share of voxels whose label may be another
+
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 
@@ -20,7 +22,11 @@ def image_id(file_name):
 
 
 def assert_same_image(result, expected, study):
-    """Equal voxels as ``expected``, on the grid of ``study``."""
+    """The voxels of ``expected``, on the grid of ``study``.
+
+    Two processes add in another order, so a voxel whose two best logits are equal to the last bit
+    may take either label (seen: 1 of 14,175); anything that is really different moves far more.
+    """
     ours, theirs = sitk.ReadImage(result), sitk.ReadImage(expected)
     grid = sitk.ReadImage(study)
     for image in (ours, theirs):
@@ -28,7 +34,8 @@ def assert_same_image(result, expected, study):
         np.testing.assert_allclose(image.GetSpacing(), grid.GetSpacing(), rtol=1e-5)
         np.testing.assert_allclose(image.GetOrigin(), grid.GetOrigin(), atol=1e-4)
         np.testing.assert_allclose(image.GetDirection(), grid.GetDirection(), atol=1e-5)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
+    differ = sitk.GetArrayFromImage(ours) != sitk.GetArrayFromImage(theirs)
+    assert differ.mean() <= TIES, f"{differ.sum()} of {differ.size} voxels differ"
 
 
 def sha256(path):

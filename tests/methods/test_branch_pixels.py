@@ -1,8 +1,10 @@
+import pytest
 import torch
 
 from medseg_kit.engines.semi_supervised import Branch
-from medseg_kit.methods.branch_pixels import BranchPixels
+from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
 from medseg_kit.networks.projectors import Projectors
+from medseg_kit.typing import UserError
 
 SIDE, IMAGES = 6, 3
 
@@ -42,3 +44,20 @@ def test_at__no_pixel_keeps_the_projectors_in_the_graph():
     pixels, _, projectors, _ = make()
     pixels.at(torch.zeros(0, dtype=torch.long)).sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in projectors.parameters())
+
+
+def test_pixels__of_a_scale_that_the_network_does_not_project():
+    _, _, projectors, taps = make()
+    pair = projectors({"full": taps[0]}, {"full": taps[1]})["full"]
+    nothing = torch.zeros(IMAGES, 2, SIDE, SIDE)
+    branches = [Branch(nothing, nothing[:, 0], nothing, projected={"full": p}) for p in pair]
+    with pytest.raises(UserError, match=r"'quarter'.*projects \['full'\]"):
+        BranchPixels(branches, "quarter")
+
+
+def test_random_subset__no_entry_twice():
+    index = torch.arange(100, 200)
+    chosen = random_subset(index, 60)
+    assert len(chosen.unique()) == 60
+    assert set(chosen.tolist()) <= set(index.tolist())
+    assert random_subset(index, 100) is index

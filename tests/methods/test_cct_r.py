@@ -85,7 +85,25 @@ def test_positives__identical_volumes_give_the_banked_feature_of_the_same_pixel(
     centre = F.normalize(torch.ones(3, 4), dim=1)
     found = contrast._enhanced(centre, anchors, (8, 8), batch, 0)
     expected = stored[0].flatten(1)[:, anchors].t()
-    torch.testing.assert_close(found, F.normalize(expected, dim=1), atol=2e-3, rtol=0)
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+def test_positives__mean_of_the_volumes_then_mixed_and_not_scaled_in_between():
+    """a_p = w1 a_p^l + w2 a_p^r of equations 6.12 and 6.13, of unit length only at the end."""
+    contrast = SupervisedContrast(CLASSES, maps=IdentityMaps(), bank_size=9, share=0.5)
+    stored = F.normalize(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    contrast.banks[0].put(torch.tensor([1, 2]), torch.tensor([0, 0]), stored)
+    batch = {
+        "image": torch.zeros(1, 1, SIZE, SIZE),
+        "matrix": torch.eye(2, 3)[None],
+        "volume": torch.tensor([0]),
+        "slice": torch.tensor([0]),
+    }
+    anchors = torch.tensor([0, 10, 63])
+    centre = 0.3 * torch.ones(3, 4)
+    found = contrast._enhanced(centre, anchors, (8, 8), batch, 0)
+    expected = 0.5 * centre + 0.5 * stored.mean(0).flatten(1)[:, anchors].t()
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("volume", [1, 0])
@@ -118,11 +136,10 @@ def test_centres__of_all_pixels_or_of_all_others():
     flat = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     of_class, anchors = torch.tensor([0, 2, 3]), torch.tensor([3, 0])
     found = SupervisedContrast(CLASSES)._centres(flat, of_class, anchors)
-    expected = F.normalize(flat[of_class].mean(0), dim=0)
-    assert torch.equal(found, expected.expand(2, -1))
+    assert torch.equal(found, flat[of_class].mean(0).expand(2, -1))
     found = SupervisedContrast(CLASSES, exclude_self=True)._centres(flat, of_class, anchors)
     others = torch.stack([flat[0] + flat[2], flat[2] + flat[3]])
-    torch.testing.assert_close(found, F.normalize(others, dim=1))
+    torch.testing.assert_close(found, others / 2)
 
 
 def test_batch__without_a_confident_pixel():

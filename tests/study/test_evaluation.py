@@ -125,6 +125,14 @@ def test_find_references__names_follow_the_predictor(dataset):
     }
 
 
+def test_find_references__the_support_scan_is_no_query(dataset):
+    cases = json.loads((dataset[0] / "datalist.json").read_text())["test"]
+    cases[0]["support"] = True
+    write_datalist(dataset[0], training=cases, test=[])
+    found = find_references(dataset[0], section="training")
+    assert [reference.case for reference in found] == ["p1", "p2"]
+
+
 def test_find_references__empty_section_and_missing_source(dataset, tmp_path):
     with pytest.raises(UserError, match=r"'validation'.*--section"):
         find_references(dataset[0], section="validation")

@@ -1,0 +1,54 @@
+"""Where ``medseg register`` writes the registered labels of a budget, and training finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg_kit.data.budgets import Budget, labelled_flags, subject_of
+from medseg_kit.typing import PathLike, UserError
+
+BEST = "best"
+
+
+def labelled_folder(registration: PathLike, number: int, choice: str = BEST) -> Path:
+    """Return the folder of the labels that `number` labelled subjects lend to the others.
+
+    >>> labelled_folder("reg", 7).as_posix(), labelled_folder("reg", 7, "random").as_posix()
+    ('reg/labelled_7', 'reg/labelled_7_random')
+    """
+    name = f"labelled_{number}" if choice == BEST else f"labelled_{number}_{choice}"
+    return Path(registration) / name
+
+
+def registered_labels(
+    registration: PathLike | None,
+    data: Sequence[Mapping[str, Any]],
+    labelled: Budget = None,
+    *,
+    choice: str = BEST,
+) -> Path | None:
+    """Return the registered labels that belong to a training list and its label budget.
+
+    Args:
+        registration: Output folder of ``medseg register``; None trains without it.
+        data: The training list (see `load_datalist`).
+        labelled: Label budget: None (what the list says) or a number of subjects, as
+            ``medseg register --labelled`` takes them.
+        choice: "best", or "random" where ``medseg register --choice random`` wrote the labels.
+
+    Raises:
+        UserError: For a budget that names subjects: registered labels are kept by number, so
+            those of other subjects would be taken.
+    """
+    if registration is None:
+        return None
+    if labelled is not None and (isinstance(labelled, bool) or not isinstance(labelled, int)):
+        raise UserError(
+            f"labelled is {labelled!r}, but `medseg register` keeps registered labels by the number"
+            " of labelled subjects; give a number, or mark the subjects as labelled in the data set"
+        )
+    flags = labelled_flags(data, labelled)
+    subjects = {subject_of(case) for case, flag in zip(data, flags, strict=True) if flag}
+    return labelled_folder(registration, len(subjects), choice)

@@ -1,0 +1,28 @@
+"""Registered labels are found by the number of subjects whose labels a run uses."""
+
+import pytest
+
+from medseg_kit.registration.layout import registered_labels
+from medseg_kit.typing import UserError
+
+DATA = [
+    {"image": "a_ED.nii.gz", "label": "a_ED.nii.gz", "subject": "a", "frame": "ED"},
+    {"image": "a_ES.nii.gz", "label": "a_ES.nii.gz", "subject": "a", "frame": "ES"},
+    {"image": "b_ED.nii.gz", "label": "b_ED.nii.gz", "subject": "b", "frame": "ED"},
+    {"image": "c_ED.nii.gz", "subject": "c", "frame": "ED"},
+]
+
+
+@pytest.mark.parametrize(("labelled", "name"), [(None, "labelled_2"), (1, "labelled_1")])
+def test_registered_labels__number_of_subjects_not_of_frames(labelled, name) -> None:
+    assert registered_labels("reg", DATA, labelled).name == name
+
+
+def test_registered_labels__none_without_a_registration() -> None:
+    assert registered_labels(None, DATA, ["a"]) is None
+
+
+@pytest.mark.parametrize("labelled", [["b"], "all", {"a_ED": None}, True])
+def test_registered_labels__of_other_subjects_are_never_taken(labelled) -> None:
+    with pytest.raises(UserError, match="by the number of labelled subjects"):
+        registered_labels("reg", DATA, labelled)
