@@ -132,6 +132,7 @@ def segment(  # noqa: PLR0913 - the options of a command, all by name
     region: str | None = None,
     spline_spacing: float | None = None,
     nominal_spacing: list[float] | None = None,
+    empty: bool = False,
     jobs: int = 1,
     scheduler: str | None = None,
 ) -> int:
@@ -151,11 +152,13 @@ def segment(  # noqa: PLR0913 - the options of a command, all by name
         region: As `medseg register`.
         spline_spacing: As `medseg register`.
         nominal_spacing: As `medseg register`.
+        empty: Write an empty label map for a volume that no labelled one could be registered with,
+            so that it counts as missed in the scores. Without it no file is written.
         jobs: As `medseg register`.
         scheduler: As `medseg register`.
 
     Returns:
-        0, or 1 when a volume could not be segmented.
+        0, or 1 when a volume has no label map.
 
     Example:
         medseg register segment prepared/acdc --out pred --registration reg --labelled 3
@@ -164,6 +167,7 @@ def segment(  # noqa: PLR0913 - the options of a command, all by name
 
     from medseg_kit.inference.cases import find_cases
     from medseg_kit.registration.cases import read_cases
+    from medseg_kit.registration.propagate import write_empty_label
     from medseg_kit.registration.settings import make_settings
     from medseg_kit.registration.store import PairStore
     from medseg_kit.typing import UserError
@@ -190,9 +194,14 @@ def segment(  # noqa: PLR0913 - the options of a command, all by name
     files = {case.key: names[str(case.image)] for case in targets}
     chosen = _propagate(store, Path(out).absolute(), targets, candidates, files=files, **where)
     print(f"{chosen['number']} of {len(targets)} volumes segmented: {out}")
+    cases = {case.key: case for case in targets}
     for row in chosen["without"]:
         print(f"not segmented: {row['case']}: {row['reason']}")
-    return 1 if chosen["without"] else 0
+        if empty:
+            write_empty_label(
+                cases[row["case"]], Path(out).absolute() / f"{files[row['case']]}.nii.gz"
+            )
+    return 1 if chosen["without"] and not empty else 0
 
 
 def _register(store: Any, pairs: Sequence[Any], **where: Any) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
+from monai.losses import TverskyLoss
 from monai.utils.enums import CommonKeys
 from torch import nn
 from torch.nn import functional
@@ -41,6 +42,9 @@ class CoWProStep(TrainStep):
         spatial_weight: Weight of the spatial Dice loss; 1 in the second column of the paper.
         edge_weight: Weight of the edge Dice loss; 1 there too.
         edge_denominator: See `edge_dice`.
+        tversky_weight: Weight of a soft Tversky loss (0.3 for what is found too much, 0.7 for what
+            is missed). CoWPro's code has it on hard labels, where it trains nothing (register A18),
+            so it is left out unless asked for.
         window: Side of a prototype's cell in pixels of the features.
         freeze_norm: Normalise by the statistics that the network came with, instead of those of the
             batch.
@@ -54,6 +58,7 @@ class CoWProStep(TrainStep):
         spatial_weight: float = 0.0,
         edge_weight: float = 0.0,
         edge_denominator: str = "squared",
+        tversky_weight: float = 0.0,
         window: int = WINDOW,
         freeze_norm: bool = False,
         **options: Any,
@@ -63,6 +68,8 @@ class CoWProStep(TrainStep):
         self.spatial_weight = spatial_weight
         self.edge_weight = edge_weight
         self.edge_denominator = edge_denominator
+        self.tversky_weight = tversky_weight
+        self.tversky = TverskyLoss(alpha=0.3, beta=0.7, reduction="none")
         self.window = window
         self.freeze_norm = freeze_norm
         self.num_unaligned = 0
@@ -99,6 +106,9 @@ class CoWProStep(TrainStep):
         if self.edge_weight:
             edges = edge_dice(foreground, target, denominator=self.edge_denominator)
             losses["edge"] = self.edge_weight * _mean(edges, used)
+        if self.tversky_weight:
+            missed = self.tversky(foreground[:, None], target[:, None]).flatten()
+            losses["tversky"] = self.tversky_weight * _mean(missed, used)
         return logits, losses
 
     def state_dict(self) -> dict[str, Any]:

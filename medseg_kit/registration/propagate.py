@@ -127,10 +127,22 @@ def write_label(
     label.CopyInformation(image)
     warped = warp_label(label, read_image(target, store.modality), transform)
     warped.CopyInformation(SimpleITK.ReadImage(str(target.image)))  # the file's own geometry
+    _write(warped, path)
+
+
+def write_empty_label(target: RegistrationCase, path: Path) -> None:
+    """Write a label map without any structure, on the grid of a volume's file (``.nii.gz``)."""
+    image = SimpleITK.ReadImage(str(target.image))
+    empty = SimpleITK.Image(image.GetSize(), SimpleITK.sitkUInt8)
+    empty.CopyInformation(image)
+    _write(empty, path)
+
+
+def _write(label: SimpleITK.Image, path: Path) -> None:
     with replacing(path) as file:
         temporary = file.with_name(f"{file.name}{_SUFFIX}")  # the ending decides the format
         try:
-            SimpleITK.WriteImage(warped, str(temporary), useCompression=True)
+            SimpleITK.WriteImage(label, str(temporary), useCompression=True)
             temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)

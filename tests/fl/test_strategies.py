@@ -102,13 +102,22 @@ def test_fedbn__norms_stay_with_their_site():
 
 @pytest.mark.parametrize(
     "key",
-    ["bn1.weight", "norm.bias", "layer_norm.weight", "a.norm2.weight", "x.adn.N.norms.liver.bias"],
+    [
+        "bn1.weight",
+        "norm.bias",
+        "layer_norm.weight",
+        "a.norm2.weight",
+        "x.adn.N.norms.liver.bias",
+        "layer2.0.downsample.1.running_var",
+    ],
 )
 def test_fedbn__finds_usual_names(key):
     assert FedBN().placement(key) == "per_site_on_server"
 
 
-@pytest.mark.parametrize("key", ["conv.weight", "abnormal.weight", "adn.A.weight", "heads.N2.w"])
+@pytest.mark.parametrize(
+    "key", ["conv.weight", "abnormal.weight", "adn.A.weight", "heads.N2.w", "l.downsample.0.weight"]
+)
 def test_fedbn__leaves_other_names(key):
     assert FedBN().placement(key) == "averaged"
 

@@ -52,6 +52,22 @@ def test_losses__are_those_of_the_paper(engine):
         assert gradient.abs().sum() > 0
 
 
+def test_losses__soft_tversky_weighs_what_is_missed(engine):
+    """Register A18: CoWPro's term, on probabilities, so that it can train."""
+    losses = step(tversky_weight=0.5).losses(engine, episodes(2))[1]
+    (gradient,) = torch.autograd.grad(
+        losses["tversky"], engine.network.encoder.projection.weight, retain_graph=True
+    )
+    assert 0 < float(losses["tversky"].detach()) < 0.5
+    assert gradient.abs().sum() > 0
+    target = torch.zeros(1, 1, 4, 4)
+    target[..., :2] = 1
+    tversky, more, less = step().tversky, torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+    less[..., :1] = 1
+    assert float(tversky(more, target)) == pytest.approx(1 - 8 / (8 + 0.3 * 8), abs=1e-4)
+    assert float(tversky(less, target)) == pytest.approx(1 - 4 / (4 + 0.7 * 4), abs=1e-4)
+
+
 def test_losses__of_a_batch_are_the_mean_of_its_episodes(engine):
     engine.network.encoder.eval()  # each episode is normalised alone
     batch = episodes(3)

@@ -10,7 +10,7 @@ from medseg_kit.cli.register import register, segment
 from medseg_kit.registration.cases import nominal, ordered_pairs, read_cases
 from medseg_kit.registration.job import register_pairs
 from medseg_kit.registration.parallel import run_parallel
-from medseg_kit.registration.propagate import propagate_labels
+from medseg_kit.registration.propagate import propagate_labels, write_empty_label
 from medseg_kit.registration.selection import Rule, Score, choose, score_images, select
 from medseg_kit.registration.settings import make_settings
 from medseg_kit.registration.store import PairStore
@@ -100,6 +100,14 @@ def test_segment__by_registration_alone(dataset, tmp_path, capsys):
     assert segment(str(dataset), out=str(out), registration=folder, labelled=2) == 0
     assert "1 of 1 volumes segmented" in capsys.readouterr().out
     assert overlap(read(dataset / "labels" / "e.nii.gz"), read(out / "e.nii.gz")) > 0.85
+
+
+def test_segment__a_volume_without_a_registration_may_get_an_empty_label(dataset, tmp_path):
+    case = read_cases(dataset, labelled=1).section()[0]
+    write_empty_label(case, tmp_path / "empty.nii.gz")
+    label, image = read(tmp_path / "empty.nii.gz"), SimpleITK.ReadImage(str(case.image))
+    assert not SimpleITK.GetArrayViewFromImage(label).any()
+    assert (label.GetSize(), label.GetOrigin()) == (image.GetSize(), image.GetOrigin())
 
 
 def test_store__a_changed_image_or_setting_is_registered_again(dataset, tmp_path):

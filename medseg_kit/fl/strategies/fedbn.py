@@ -10,8 +10,9 @@ import torch
 from medseg_kit.fl.strategies.fedavg import FedAvg
 from medseg_kit.fl.strategy import Placement, SiteInfo
 
-# ``N`` is the normalisation in MONAI's ADN blocks: model.0.conv.unit0.adn.N.weight
-NORM_KEYS = r"(^|\.)(N|bn\d*|\w*norm\d*)(\.|$)"
+# ``N`` is the normalisation in MONAI's ADN blocks: model.0.conv.unit0.adn.N.weight; a ResNet's
+# shortcuts are a convolution and a norm: layer2.0.downsample.1.weight
+NORM_KEYS = r"(^|\.)(N|bn\d*|\w*norm\d*|downsample\.1)(\.|$)"
 
 
 class FedBN(FedAvg):
