@@ -35,7 +35,7 @@ class RunSpec:
         data: Prepared data set for training.
         sites: Folder of site folders.
         overlays: Configuration files merged onto train.yaml, relative to the bundle's configs; a
-            federation takes the name of one method overlay.
+            federation takes those of ``methods/``.
         overrides: Values by configuration id.
         paths: The same for files and folders, which lie relative to the study's file.
         rounds: Rounds of a federation; the bundle's own if None.

@@ -123,17 +123,13 @@ def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]
     from medseg_kit.fl.plan import Options
     from medseg_kit.fl.simulation import simulate
 
-    if len(job.spec.overlays) > 1:
-        raise UserError(
-            f"run {job.spec.name}: a federation takes one method overlay, got {job.spec.overlays}"
-        )
     sites = {
         name: Path(_training_data(job, folder, run_dir / "data" / name))
         for name, folder in site_folders(job.spec.sites or "").items()
     }
     options = Options(
         rounds=job.spec.rounds,
-        method=Path(job.spec.overlays[0]).stem if job.spec.overlays else None,
+        method=",".join(Path(name).stem for name in job.spec.overlays) or None,
         seed=job.seed,
         overrides={**job.spec.overrides, **job.spec.paths},
         min_cases=sys.maxsize if checkpoint_rule == "last" else job.spec.min_cases,
