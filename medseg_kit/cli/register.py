@@ -197,10 +197,11 @@ def segment(  # noqa: PLR0913 - the options of a command, all by name
     cases = {case.key: case for case in targets}
     for row in chosen["without"]:
         print(f"not segmented: {row['case']}: {row['reason']}")
+        file = Path(out).absolute() / f"{files[row['case']]}.nii.gz"
         if empty:
-            write_empty_label(
-                cases[row["case"]], Path(out).absolute() / f"{files[row['case']]}.nii.gz"
-            )
+            write_empty_label(cases[row["case"]], file)
+        else:
+            file.unlink(missing_ok=True)  # of an earlier run with --empty
     return 1 if chosen["without"] and not empty else 0
 
 
