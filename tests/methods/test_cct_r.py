@@ -71,19 +71,24 @@ def test_anchor__its_canonical_pixel():
     torch.testing.assert_close(found, expected)
 
 
-def test_positives__identical_volumes_give_the_banked_feature_of_the_same_pixel():
-    contrast = SupervisedContrast(CLASSES, maps=IdentityMaps(), bank_size=9, share=1.0)
-    stored = F.normalize(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    contrast.banks[0].put(torch.tensor([1]), torch.tensor([0]), stored)
+def enhanced(contrast, centre, anchors):
+    """Return the positives of anchors in the 8 x 8 features of slice 0 of volume 0."""
     batch = {
         "image": torch.zeros(1, 1, SIZE, SIZE),
         "matrix": torch.eye(2, 3)[None],
         "volume": torch.tensor([0]),
         "slice": torch.tensor([0]),
     }
+    return contrast._enhanced(centre, anchors, (8, 8), batch, 0)
+
+
+def test_positives__identical_volumes_give_the_banked_feature_of_the_same_pixel():
+    contrast = SupervisedContrast(CLASSES, maps=IdentityMaps(), bank_size=9, share=1.0)
+    stored = F.normalize(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    contrast.banks[0].put(torch.tensor([1]), torch.tensor([0]), stored)
     anchors = torch.tensor([0, 10, 63])
     centre = F.normalize(torch.ones(3, 4), dim=1)
-    found = contrast._enhanced(centre, anchors, (8, 8), batch, 0)
+    found = enhanced(contrast, centre, anchors)
     expected = stored[0].flatten(1)[:, anchors].t()
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
@@ -93,15 +98,9 @@ def test_positives__mean_of_the_volumes_then_mixed_and_not_scaled_in_between():
     contrast = SupervisedContrast(CLASSES, maps=IdentityMaps(), bank_size=9, share=0.5)
     stored = F.normalize(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     contrast.banks[0].put(torch.tensor([1, 2]), torch.tensor([0, 0]), stored)
-    batch = {
-        "image": torch.zeros(1, 1, SIZE, SIZE),
-        "matrix": torch.eye(2, 3)[None],
-        "volume": torch.tensor([0]),
-        "slice": torch.tensor([0]),
-    }
     anchors = torch.tensor([0, 10, 63])
     centre = 0.3 * torch.ones(3, 4)
-    found = contrast._enhanced(centre, anchors, (8, 8), batch, 0)
+    found = enhanced(contrast, centre, anchors)
     expected = 0.5 * centre + 0.5 * stored.mean(0).flatten(1)[:, anchors].t()
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
 
@@ -112,14 +111,8 @@ def test_positives__without_another_volume_they_are_the_class_centre(volume):
     contrast = SupervisedContrast(CLASSES, maps=IdentityMaps(), bank_size=9)
     if volume == 0:
         contrast.banks[0].put(torch.tensor([0]), torch.tensor([0]), torch.randn(1, 4, 8, 8))
-    batch = {
-        "image": torch.zeros(1, 1, SIZE, SIZE),
-        "matrix": torch.eye(2, 3)[None],
-        "volume": torch.tensor([0]),
-        "slice": torch.tensor([0]),
-    }
     centre = F.normalize(torch.ones(3, 4), dim=1)
-    found = contrast._enhanced(centre, torch.tensor([0, 1, 2]), (8, 8), batch, 0)
+    found = enhanced(contrast, centre, torch.tensor([0, 1, 2]))
     assert torch.equal(found, centre)
 
 
