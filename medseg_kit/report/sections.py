@@ -95,10 +95,12 @@ def printed_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
     budgets = {row["label_budget"] for row in means if row["dice_mean"] is not None}
     means = [row for row in means if row["label_budget"] in budgets] or means
     several = len({row["label"] for row in means}) > 1
+    by_site = any(row["site"] is not None for row in means)
     with_distance = any(row["printed_hd95"] is not None for row in means)
     titled = []
     for row in sorted(means, key=_ours_first):
         cells = {"configuration": row["model"]}
+        cells |= {"site": row["site"] or "all"} if by_site else {}
         cells |= {"structure": row["label"]} if several else {}
         cells |= {"Dice, printed": text(row["printed_dice"]), "Dice, ours": _our_dice(row)}
         if with_distance:

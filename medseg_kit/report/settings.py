@@ -7,7 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from medseg_kit.report.comparison import MEAN, comparison_table, configuration_name
+from medseg_kit.report.comparison import (
+    MEAN,
+    comparison_by_site,
+    comparison_table,
+    configuration_name,
+)
 from medseg_kit.report.figures import Interval, interval_plot
 
 Record = Mapping[str, Any]
@@ -39,7 +44,10 @@ def label_efficiency(records: Sequence[Record], *, printed: Sequence[Record] = (
         name: [
             (float(row["label_budget"]), float(row["dice"]))
             for row in printed
-            if row["method"] == name and row["label"] == MEAN and row.get("label_budget") in ran
+            if row["method"] == name
+            and row["label"] == MEAN
+            and row.get("label_budget") in ran
+            and "site" not in row
         ]
         for name in lines
     }
@@ -75,16 +83,19 @@ def printed_beside(records: Sequence[Record], printed: Sequence[Record]) -> list
 
     Args:
         records: Records of a study.
-        printed: See `label_efficiency`; each row also names its `source`.
+        printed: See `label_efficiency`; each row also names its `source`, and perhaps a `site`: it
+            stands beside ours of that site's test cases alone.
     """
-    ours = {(r["method"], r["label_budget"], r["label"]): r for r in comparison_table(records)}
+    table = [*comparison_table(records), *comparison_by_site(records)]
+    ours = {(r["method"], r["label_budget"], r.get("site"), r["label"]): r for r in table}
     rows = []
     for row in printed:
-        budget = row.get("label_budget")
-        found = ours.get((row["method"], budget, row["label"]), {})
+        budget, site = row.get("label_budget"), row.get("site")
+        found = ours.get((row["method"], budget, site, row["label"]), {})
         rows.append(
             {"model": configuration_name({"method": row["method"], "label_budget": budget})}
             | {
+                "site": site,
                 "label_budget": budget,
                 "label": row["label"],
                 "source": row["source"],

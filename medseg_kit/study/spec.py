@@ -85,8 +85,9 @@ class Study:
         policy: Empty-mask policy of the scores.
         reference: Method that the others are compared with; the first one if None.
         printed: Numbers of papers to stand beside ours: `method`, `label` ("mean" for the mean of
-            all structures), `dice`, `source`, and where they have one `label_budget` and `hd95`;
-            in the study file a list, or the name of a YAML file with one.
+            all structures), `dice`, `source`, and where they have one `label_budget`, `site` (of
+            the test cases) and `hd95`; in the study file a list, or the name of a YAML file with
+            one.
         sweep: `name` of a setting and `values`, its value in each method, for a curve over it.
         folder: Where the study's file lies.
     """

@@ -1,6 +1,7 @@
 import pytest
 
 from medseg_kit.report.cost import cost_table
+from medseg_kit.report.sections import printed_rows
 from medseg_kit.report.settings import label_efficiency, printed_beside, sweep_curve
 from tests.report.test_comparison import BETTER, WORSE, case, record
 
@@ -51,6 +52,19 @@ def test_printed_beside__what_nobody_ran_stays_printed_only():
         None,
         0.9,
     )
+
+
+def test_printed_beside__a_client_alone_where_the_paper_has_clients():
+    north = record("a", BETTER)
+    cases = [row | {"site": "south", "dice": 0.25} for row in north["cases"]]
+    both = north | {"cases": [row | {"site": "north"} for row in north["cases"]] + cases}
+    printed = [
+        {"method": "a", "site": site, "label": "liver", "dice": 0.9, "source": "table III"}
+        for site in ("north", "south", "elsewhere")
+    ]
+    rows = printed_beside([both], printed)
+    assert [row["dice_mean"] for row in rows] == [pytest.approx(sum(BETTER) / 6), 0.25, None]
+    assert [row["site"] for row in printed_rows(rows)] == ["north", "south", "elsewhere"]
 
 
 def test_mean__over_the_structures_of_a_case():
