@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from medseg_kit.losses.full_precision import full_precision
+
 EPSILON = 1e-6
 
 
+@full_precision
 def balanced_contrast(
     features: torch.Tensor,
     labels: torch.Tensor,
@@ -37,7 +40,7 @@ def balanced_contrast(
         temperature: Divides the similarities.
         balanced: Weight keys by one over the size of their class; else all alike (SCL).
         discard_background: No background pixel is an anchor (DB).
-        precision: Of the products of features: "full" (as they are) or "bf16".
+        precision: Of the products of features: "full" (float32, also under autocast) or "bf16".
 
     Returns:
         A scalar with gradient to ``features``.
@@ -73,6 +76,8 @@ class _Denominator(torch.autograd.Function):
     """Sum over other pixels of weight x exp(similarity / temperature), with its own backward.
 
     The product with the one-hot labels sums the keys of a class, so no n x n mask is ever built.
+    A pair counts twice, with either pixel as the anchor: the backward adds both weights first, so
+    that one product with the features suffices.
     """
 
     @staticmethod
@@ -97,7 +102,7 @@ class _Denominator(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         low, exponentials, one_hot, weights = ctx.saved_tensors
         coefficients = gradients[0][:, None] * weights / ctx.temperature
-        spread = coefficients.to(low.dtype) @ one_hot.t().to(low.dtype)
-        outer = spread.mul_(exponentials)
-        gradient = (outer @ low).add_(outer.t() @ low)
-        return gradient.to(weights.dtype), None, None, None, None
+        pair = torch.cat([coefficients, one_hot], 1).to(low.dtype)
+        swapped = torch.cat([one_hot, coefficients], 1).to(low.dtype)
+        both = (pair @ swapped.t()).mul_(exponentials)
+        return (both @ low).to(weights.dtype), None, None, None, None

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from medseg_kit.losses.full_precision import full_precision
 
+
+@full_precision
 def prototype_contrast(
     anchors: torch.Tensor,
     positives: torch.Tensor,

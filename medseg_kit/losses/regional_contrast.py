@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from medseg_kit.losses.full_precision import full_precision
 
+
+@full_precision
 def regional_contrast(
     queries: torch.Tensor, prototype: torch.Tensor, keys: torch.Tensor, *, temperature: float = 0.5
 ) -> torch.Tensor:

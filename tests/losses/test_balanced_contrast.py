@@ -85,6 +85,19 @@ def test_order__does_not_matter():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast__changes_nothing(dtype):
+    features, labels = group(1000, classes=2)
+    features[:, 1:] *= 0.1  # similarities near 1: in float16 their exponentials add up to infinity
+    features = F.normalize(features.abs(), dim=1).requires_grad_()
+    exact = balanced_contrast(features, labels, balanced=False)
+    (gradient,) = torch.autograd.grad(exact, features)
+    with torch.autocast("cpu", dtype=dtype):
+        value = balanced_contrast(features, labels, balanced=False)
+    torch.testing.assert_close(value, exact)
+    torch.testing.assert_close(torch.autograd.grad(value, features)[0], gradient)
+
+
 @pytest.mark.parametrize("labels", [[0] * 6, [0, 1, 2, 3, 4, 5], [1] * 6])
 def test_edge_cases__finite(labels):
     features, _ = group(6)
