@@ -242,7 +242,9 @@ def query(arguments: Arguments) -> list[Record]:
         tuple(tuple(torch.stack(part[side]) for part in organ) for organ in sides)
         for side in (1, 0)
     )
-    scan = SupportScan(slice_profiles(images), 7.7, 1.25 * size, extents(labels, len(ORGANS)))
+    scan = SupportScan(
+        slice_profiles(images), 7.7, (1.25 * size,) * 2, extents(labels, len(ORGANS))
+    )
     network.load_supports([SupportPrototypes(ORGANS, foreground, background, (scan,))])
     inferer = OneShotInferer(slice_size=(size, size), extent="oracle")
     volume = MetaTensor(

@@ -45,6 +45,7 @@ class SuperpixelSlices(Dataset[dict[str, torch.Tensor]]):
         folder: Where the superpixels are kept, such as ``DATA/superpixels``.
         intensity: As `volume_preprocessing`.
         orientation: As `volume_preprocessing`.
+        direction: Direction of the body across which slices are cut, see `VolumeSlices`.
         jobs: Processes that make missing superpixels.
 
     Raises:
@@ -60,6 +61,7 @@ class SuperpixelSlices(Dataset[dict[str, torch.Tensor]]):
         folder: PathLike,
         intensity: str = "ct_or_mr",
         orientation: str | None = "RAS",
+        direction: str | None = None,
         jobs: int = 1,
     ) -> None:
         if not data:
@@ -67,12 +69,17 @@ class SuperpixelSlices(Dataset[dict[str, torch.Tensor]]):
         self.cases = [dict(case) for case in data]
         self.jobs = jobs
         self.files = SuperpixelFiles(
-            folder, superpixels, image_size=image_size, orientation=orientation
+            folder,
+            superpixels,
+            image_size=image_size,
+            orientation=orientation,
+            direction=direction,
         )
         self.slicing = VolumeSlices(
             volume_preprocessing((CommonKeys.IMAGE,), orientation=orientation, intensity=intensity),
             image_size=image_size,
             num_classes=2,
+            direction=direction,
         )
 
     @functools.cached_property

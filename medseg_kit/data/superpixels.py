@@ -35,7 +35,8 @@ from medseg_kit.typing import PathLike, UserError
 logger = logging.getLogger(__name__)
 
 FOLDER = "superpixels"  # in a prepared data set
-FORMAT = 1
+FORMAT = 2
+_DIGEST = 12  # characters of an image's SHA-256 in the name of its file
 OTSU = "otsu"
 _CT_LEVELS = 255.0  # CT is brought to 0..255 before it is cut up
 
@@ -107,16 +108,18 @@ def body_mask(volume: np.ndarray, threshold: float | str) -> np.ndarray:
 
 
 class SuperpixelFiles:
-    """Superpixels of cases as files ``<case>.nii.gz``, made when they are missing.
+    """Superpixels of cases as files ``<case>_<digest>.nii.gz``, made when they are missing.
 
-    The folder's name is the digest of everything they depend on beside the image, whose SHA-256
-    stands in the file; so a change makes new ones, and a killed run continues.
+    The folder's name is the digest of everything they depend on beside the image, whose own digest
+    ends the name of the file; so a change makes new ones, a killed run continues, and the files of
+    several sites may lie in one folder, whatever their patients are called.
 
     Args:
         folder: Where the folder is made, such as ``DATA/superpixels``.
         settings: How slices are cut up.
         image_size: Side S of the square slices, or ``(H, W)``; those of the network.
         orientation: Axis codes of the grid, as for training.
+        direction: Direction across which slices are cut, as for training.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class SuperpixelFiles:
         *,
         image_size: int | Sequence[int],
         orientation: str | None,
+        direction: str | None = None,
     ) -> None:
         self.settings = settings
         self.slicing = VolumeSlices(
@@ -134,6 +138,7 @@ class SuperpixelFiles:
             ),
             image_size=image_size,
             num_classes=2,
+            direction=direction,
         )
         parameters = {"format": FORMAT, **asdict(settings), **self.slicing.parameters}
         text = json.dumps(parameters, sort_keys=True)
@@ -142,7 +147,8 @@ class SuperpixelFiles:
 
     def path(self, case: Mapping[str, Any]) -> Path:
         """Return the file of a case."""
-        return self.folder / f"{case_key(case)}.nii.gz"
+        digest = file_sha256(Path(case[CommonKeys.IMAGE]))[:_DIGEST]
+        return self.folder / f"{case_key(case)}_{digest}.nii.gz"
 
     def read(self, case: Mapping[str, Any]) -> torch.Tensor:
         """Return the superpixels of a case that has them, ``(N, H, W)`` int32."""
@@ -151,7 +157,7 @@ class SuperpixelFiles:
 
     def missing(self, cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the cases without superpixels of their present image."""
-        return [case for case in cases if not self._is_current(case)]
+        return [case for case in cases if not self.path(case).is_file()]
 
     def make(
         self,
@@ -189,12 +195,4 @@ class SuperpixelFiles:
                 f" ({self.settings.mr_body}); set mr_body, for example to otsu"
             )
         image = nib.nifti1.Nifti1Image(np.moveaxis(pieces, 0, 2), np.eye(4))
-        image.header["descrip"] = file_sha256(Path(case[CommonKeys.IMAGE]))
         write_bytes(self.path(case), gzip.compress(image.to_bytes(), compresslevel=1))
-
-    def _is_current(self, case: Mapping[str, Any]) -> bool:
-        path = self.path(case)
-        if not path.is_file():
-            return False
-        noted = nib.nifti1.Nifti1Image.from_filename(path).header["descrip"].item().decode()
-        return bool(noted == file_sha256(Path(case[CommonKeys.IMAGE])))

@@ -11,11 +11,18 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation
 from monai.utils.enums import CommonKeys
 
+from medseg_kit.transforms.grids import shift_in_voxels
 from medseg_kit.transforms.pipelines import AXIS_NAMES, VolumePreprocessing
-from medseg_kit.transforms.planes import INTERPOLATIONS, resize_slices, slicing_axis
+from medseg_kit.transforms.planes import (
+    INTERPOLATIONS,
+    check_direction,
+    resize_slices,
+    slicing_axis,
+)
 from medseg_kit.typing import UserError
 
 MAX_CLASSES = 255
+GRID_TOLERANCE_VOXELS = 0.5  # more would move a label by a voxel
 
 
 class VolumeSlices:
@@ -26,9 +33,12 @@ class VolumeSlices:
         image_size: Side of the square slices, or ``(H, W)``.
         num_classes: ``1 + K``.
         interpolation: How images are resized, see `resize_slices`.
+        direction: Direction of the body across which slices are cut, see `slicing_axis`; as the
+            volume was acquired if None.
 
     Raises:
-        ValueError: For an unknown ``interpolation``, or sizes or classes that cannot be.
+        ValueError: For an unknown ``interpolation`` or ``direction``, or sizes or classes that
+            cannot be.
     """
 
     def __init__(
@@ -38,11 +48,13 @@ class VolumeSlices:
         image_size: int | Sequence[int],
         num_classes: int,
         interpolation: str = "linear",
+        direction: str | None = None,
     ) -> None:
         if interpolation not in INTERPOLATIONS:
             raise ValueError(
                 f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}"
             )
+        check_direction(direction)
         size = [image_size] * 2 if isinstance(image_size, int) else [int(s) for s in image_size]
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"image_size must be one or two positive numbers, got {image_size}")
@@ -52,6 +64,7 @@ class VolumeSlices:
         self.size = (size[0], size[1])
         self.num_classes = num_classes
         self.interpolation = interpolation
+        self.direction = direction
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -64,6 +77,7 @@ class VolumeSlices:
             "size": self.size,
             "num_classes": self.num_classes,
             "interpolation": self.interpolation,
+            "direction": self.direction,
         }
 
     def cut(
@@ -83,7 +97,7 @@ class VolumeSlices:
             UserError: When a file is missing, no 3-D volume, not finite, or a label does not fit.
         """
         image = self._image(Path(case[CommonKeys.IMAGE]))
-        axis = slicing_axis(image)
+        axis = slicing_axis(image, direction=self.direction)
         slices = image.as_tensor().movedim(1 + axis, 0)
         images = resize_slices(slices, self.size, interpolation=self.interpolation)
         label = self._labels(case.get(CommonKeys.LABEL), image, axis)
@@ -115,6 +129,12 @@ class VolumeSlices:
                 f"{path} has size {tuple(label.shape[1:])}, its image {tuple(image.shape[1:])}; a"
                 " label lies on the grid of its image"
             )
+        shift = shift_in_voxels(image.shape[1:], image.affine, label.affine)
+        if shift > GRID_TOLERANCE_VOXELS:
+            raise UserError(
+                f"{path} lies up to {shift:.1f} voxels beside its image: the affines of the two"
+                " files differ; a label lies on the grid of its image"
+            )
         values = label.as_tensor()
         if bool((values != values.round()).any()) or not float(values.min()) >= 0:
             raise UserError(f"{path} holds values that are no whole numbers from 0 on")
@@ -128,5 +148,9 @@ class VolumeSlices:
 
 
 def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder; one image file is needed: convert a DICOM series to NIfTI first"
+        )
     if not path.is_file():
         raise UserError(f"{path} does not exist; prepare the data again")

@@ -37,6 +37,7 @@ class Job:
         label: Ground truth ``(1, H, W, D)`` on the network's grid, for an inferer that takes it.
         state: What the route needs for the way back.
         logits: The network's answer ``(C, H, W, D)``.
+        warnings: What the inferer says about its answer.
         seconds: Time by stage.
         findings: Volumes, confidence, flags of the result.
     """
@@ -50,6 +51,7 @@ class Job:
     label: torch.Tensor | None = None
     state: Any = None
     logits: torch.Tensor | None = None
+    warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     findings: dict[str, Any] = field(default_factory=dict)
 

@@ -21,14 +21,19 @@ from medseg_kit.inference.support import SupportSource, field_of_view
 from medseg_kit.networks.one_shot import ABSENT, NEEDS_SUPPORT, NO_MARGIN, OneShotNetwork
 from medseg_kit.networks.support_prototypes import SupportPrototypes
 from medseg_kit.transforms.modality import modality_of
-from medseg_kit.transforms.planes import resize_slices, slicing_axis, voxel_mm
+from medseg_kit.transforms.planes import (
+    check_direction,
+    resize_slices,
+    slicing_axis,
+    voxel_mm,
+)
 from medseg_kit.typing import UserError
 
 logger = logging.getLogger(__name__)
 
 EXTENTS = ("full", "oracle")
-# Fields of view that differ by more than this are outside what training varies.
-_FIELD_RATIO = 1.5
+# Training varies the scale from 0.9 to 1.2; sides that differ by more are outside of that.
+_FIELD_RATIO = 4 / 3
 
 
 class OneShotInferer(SliceInferer):
@@ -47,13 +52,18 @@ class OneShotInferer(SliceInferer):
         margin: Share of an organ's extent by which the query's may be longer than the support's.
         sw_batch_size: Slices a batch on a GPU.
         interpolation: How slices are resized, "linear" or "nearest"; as in training.
+        direction: Direction of the body across which query and support are cut, as in training:
+            "S" for axial slices; as each was acquired if None. See `slicing_axis`.
         fast: Compute in bfloat16 where the device has it; labels differ slightly.
 
+    Attributes:
+        warnings: What to know about the last call's answers.
+
     Raises:
-        ValueError: For an unknown extent, rule or interpolation.
+        ValueError: For an unknown extent, rule, interpolation or direction.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - switches, all by keyword
         self,
         *,
         slice_size: Sequence[int],
@@ -63,6 +73,7 @@ class OneShotInferer(SliceInferer):
         margin: float = 0.0,
         sw_batch_size: int = 16,
         interpolation: str = "linear",
+        direction: str | None = None,
         fast: bool = False,
     ) -> None:
         super().__init__(
@@ -74,10 +85,13 @@ class OneShotInferer(SliceInferer):
         for name, value, known in (("extent", extent, EXTENTS), ("rule", rule, RULES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+        check_direction(direction)
         self.support = support
         self.extent = extent
         self.rule = rule
         self.margin = margin
+        self.direction = direction
+        self.warnings: list[str] = []
 
     @property
     def needs_label(self) -> bool:
@@ -103,6 +117,7 @@ class OneShotInferer(SliceInferer):
                 unwrapped,
                 slice_size=cast("tuple[int, int]", self.slice_size),
                 interpolation=self.interpolation,
+                direction=self.direction,
             )
         )
 
@@ -134,13 +149,14 @@ class OneShotInferer(SliceInferer):
         one_shot = _unwrapped(cast("torch.nn.Module", network))
         if not one_shot.supports:
             self.prepare(one_shot)
-        axis = slicing_axis(inputs, self.slice_axis)
+        axis = slicing_axis(inputs, direction=self.direction)
         answers = []
+        self.warnings = []
         for index in range(len(inputs)):
             volume = inputs[index]
             number = _of_its_modality(volume, one_shot.supports)
             support = one_shot.supports[number]
-            _check_field_of_view(volume, axis, support)
+            self.warnings += _warnings(volume, axis, support)
             slices = volume.as_subclass(torch.Tensor).movedim(1 + axis, 0)
             truth = None if label is None else label[index, 0].as_subclass(torch.Tensor)
             part = self._parts(
@@ -215,16 +231,23 @@ def _of_its_modality(volume: torch.Tensor, supports: Sequence[SupportPrototypes]
     return known.index(modality)
 
 
-def _check_field_of_view(volume: torch.Tensor, axis: int, support: SupportPrototypes) -> None:
-    """Warn where a query's slices cover another length than the support's."""
-    if not isinstance(volume, MetaTensor):
-        return  # no voxel size
-    fields = [scan.field_of_view for scan in support.scans]
-    field, usual = field_of_view(volume, axis), sum(fields) / max(1, len(fields))
-    if max(field, usual) > _FIELD_RATIO * min(field, usual):
-        logger.warning(
-            "the query's field of view is %.0f mm, the support's %.0f mm: slices are compared by"
-            " their share of it, so organs differ in size; crop one of them",
-            field,
-            usual,
-        )
+def _warnings(volume: torch.Tensor, axis: int, support: SupportPrototypes) -> list[str]:
+    """Return, and log, what to know about a query: organs not to be found, slices of other size."""
+    found = [f"the support has no {organ}: it is not looked for" for organ in support.missing]
+    if isinstance(volume, MetaTensor):  # else no voxel size
+        sides = field_of_view(volume, axis)
+        fields = zip(*(scan.field_of_view for scan in support.scans), strict=True)
+        usual = tuple(sum(field) / len(field) for field in fields)
+        if any(max(a, b) > _FIELD_RATIO * min(a, b) for a, b in zip(sides, usual, strict=True)):
+            found.append(
+                f"the query's field of view is {_sides(sides)} mm, the support's {_sides(usual)}:"
+                " slices are compared by their share of it, so organs differ in size or shape; crop"
+                " one of them"
+            )
+    for text in found:
+        logger.warning(text)
+    return found
+
+
+def _sides(sides: Sequence[float]) -> str:
+    return " x ".join(f"{side:.0f}" for side in sides)

@@ -52,7 +52,8 @@ class Predictor:
         network: Deployed network: in evaluation mode one tensor ``(B, 1 + K, ...)`` of logits.
         inferer: ``(volumes, network) -> logits``, such as `VolumeInferer` or `SliceInferer`. If it
             has a method ``prepare(network)``, that is called once, with the weights loaded; if its
-            ``needs_label`` is true it gets the ground truth of a datalist as ``label``.
+            ``needs_label`` is true it gets the ground truth of a datalist as ``label``; its list
+            ``warnings`` after a call goes into the case's record.
         preprocessing: From ``{"image": path}`` to the network's input.
         postprocessing: From ``pred`` logits to a label map on the image's grid.
         input: Folder, image, datalist or glob, see `find_cases`.
@@ -198,6 +199,7 @@ class Predictor:
             extra = {} if job.label is None else {"label": job.label[None].to(device)}
             logits = self.inferer(job.image[None].to(device), self.network, **extra)
             job.logits = torch.as_tensor(logits[0]).as_subclass(torch.Tensor)
+            job.warnings = list(getattr(self.inferer, "warnings", ()))
 
     def _write(self, job: Job, device: torch.device) -> Job:
         if job.is_finished:
@@ -225,6 +227,7 @@ class Predictor:
         job.findings = findings_of(
             labels, answer, volume, names, spacing_lost=job.case.spacing_lost
         )
+        job.findings["warnings"] += job.warnings
         if self.options.save_probabilities:
             write_probabilities(
                 self.outputs.probabilities(job.case),

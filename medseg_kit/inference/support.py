@@ -6,6 +6,7 @@ FedCoWPro section V-D: of the slices that show an organ, the middle ones of its 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,12 @@ class SupportSource:
         self.window = window
 
     def supports(
-        self, network: OneShotNetwork, *, slice_size: Sequence[int], interpolation: str = "linear"
+        self,
+        network: OneShotNetwork,
+        *,
+        slice_size: Sequence[int],
+        interpolation: str = "linear",
+        direction: str | None = None,
     ) -> tuple[SupportPrototypes, ...]:
         """Return the prototypes for a network, made with its present weights; one a modality.
 
@@ -89,27 +95,28 @@ class SupportSource:
             network: Encodes the support slices.
             slice_size: In-plane size that it wants.
             interpolation: How slices are resized.
+            direction: Direction of the body across which slices are cut, see `slicing_axis`.
 
         Raises:
-            UserError: If nothing is there, a file of prototypes was made with other weights, or a
-                scan cannot serve; names `medseg support`.
+            UserError: If nothing is there, a file of prototypes was made with other weights or
+                settings, or a scan cannot serve; names `medseg support`.
         """
+        cutter = VolumeSlices(
+            self.preprocessing,
+            image_size=slice_size,
+            num_classes=1 + len(network.organs),
+            interpolation=interpolation,
+            direction=direction,
+        )
         if self.images and self.images[0].suffix == PROTOTYPES_SUFFIX:
-            return self._read(self.images[0], network)
+            return self._read(self.images[0], network, cutter)
         cases = self._cases(network.organs)
         if not cases and self.file is not None and self.file.is_file():
-            return self._read(self.file, network)
+            return self._read(self.file, network, cutter)
         cases = cases or self.cases
         if not cases:
             raise UserError(NEEDS_SUPPORT)
-        return make_supports(
-            network,
-            cases,
-            preprocessing=self.preprocessing,
-            slice_size=slice_size,
-            interpolation=interpolation,
-            window=self.window,
-        )
+        return make_supports(network, cases, cutter, window=self.window)
 
     def _cases(self, organs: Sequence[str]) -> list[dict[str, Any]]:
         folder = self.images[0] if self.images else self.dataset_dir
@@ -124,7 +131,9 @@ class SupportSource:
         pairs = zip(self.images, self.labels, strict=True)
         return [{"image": str(image), "label": str(label)} for image, label in pairs]
 
-    def _read(self, file: Path, network: OneShotNetwork) -> tuple[SupportPrototypes, ...]:
+    def _read(
+        self, file: Path, network: OneShotNetwork, cutter: VolumeSlices
+    ) -> tuple[SupportPrototypes, ...]:
         if self.labels:
             raise UserError(f"{file} holds prototypes, which need no --support_label; leave it out")
         if not file.is_file():
@@ -134,8 +143,16 @@ class SupportSource:
         if any(each.weights not in ("", digest) for each in supports):
             raise UserError(
                 f"{file} was made with other weights than the network has now; make it again with"
-                " `medseg support`"
+                " `medseg support` and `--weights` of the network"
             )
+        now = _settings(cutter, self.window)
+        for each in supports:
+            if others := [key for key in now if now[key] != each.settings.get(key)]:
+                made = {key: each.settings.get(key) for key in others}
+                raise UserError(
+                    f"{file} was made with {made}, now it is { {key: now[key] for key in others} };"
+                    " make it again with `medseg support` and the settings of now"
+                )
         return supports
 
 
@@ -169,10 +186,8 @@ class SupportHandler:
 def make_supports(
     network: OneShotNetwork,
     cases: Sequence[Mapping[str, Any]],
+    cutter: VolumeSlices,
     *,
-    preprocessing: VolumePreprocessing,
-    slice_size: Sequence[int],
-    interpolation: str = "linear",
     window: int = WINDOW,
 ) -> tuple[SupportPrototypes, ...]:
     """Return the prototypes of support scans, one set a modality; several scans stand side by side.
@@ -182,27 +197,19 @@ def make_supports(
     Args:
         network: Encodes the support slices, as in evaluation.
         cases: ``image`` and ``label`` paths; label values 1 to K are the network's organs.
-        preprocessing: From a file to a volume on the network's grid.
-        slice_size: In-plane size that the network wants.
-        interpolation: How slices are resized.
+        cutter: Cuts scans and labels into the slices that the network wants.
         window: Pooling window of the support features.
 
     Raises:
         UserError: If a file cannot serve, or a label is empty.
     """
-    cutter = VolumeSlices(
-        preprocessing,
-        image_size=slice_size,
-        num_classes=1 + len(network.organs),
-        interpolation=interpolation,
-    )
     scans: dict[str, list[_Encoded]] = {}
     for case in cases:
         scan = _encode_scan(network, case, cutter, window)
         scans.setdefault(scan.modality, []).append(scan)
-    digest = weights_digest(network)
+    made_with = {"weights": weights_digest(network), "settings": _settings(cutter, window)}
     return tuple(
-        _side_by_side(network.organs, scans[modality], digest) for modality in sorted(scans)
+        _side_by_side(network.organs, scans[modality], made_with) for modality in sorted(scans)
     )
 
 
@@ -215,15 +222,22 @@ def weights_digest(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def field_of_view(volume: torch.Tensor, axis: int) -> float:
-    """Return the longer side of a volume's slices in mm.
+def field_of_view(volume: torch.Tensor, axis: int) -> tuple[float, float]:
+    """Return the sides of a volume's slices in mm.
 
     Args:
         volume: ``(C, H, W, D)``.
         axis: Spatial axis across the slices.
     """
     spacing = voxel_mm(volume)
-    return max(spacing[a] * volume.shape[1 + a] for a in range(3) if a != axis)
+    first, second = (spacing[a] * volume.shape[1 + a] for a in range(3) if a != axis)
+    return first, second
+
+
+def _settings(cutter: VolumeSlices, window: int) -> dict[str, Any]:
+    """Return what prototypes depend on beside scans and weights; tuples are lists, as in JSON."""
+    settings: dict[str, Any] = json.loads(json.dumps({**cutter.parameters, "pooling": window}))
+    return settings
 
 
 def _names(value: Names) -> list[Path]:
@@ -258,7 +272,7 @@ def _encode_scan(
     numbers = range(1, 1 + len(network.organs))
     preprocessing = cutter.preprocessing
     volume: MetaTensor = preprocessing({CommonKeys.IMAGE: case["image"]})[CommonKeys.IMAGE]
-    axis = slicing_axis(volume)
+    axis = slicing_axis(volume, direction=cutter.direction)
     told_apart = preprocessing.window is None and preprocessing.intensity == "ct_or_mr"
     return _Encoded(
         modality_of(volume.as_tensor()) if told_apart else "unknown",
@@ -300,7 +314,7 @@ def _encode(
 
 
 def _side_by_side(
-    organs: Sequence[str], scans: Sequence[_Encoded], digest: str
+    organs: Sequence[str], scans: Sequence[_Encoded], made_with: Mapping[str, Any]
 ) -> SupportPrototypes:
     """Return the prototypes of several scans of one modality."""
 
@@ -321,7 +335,7 @@ def _side_by_side(
         background,
         tuple(scan.scan for scan in scans),
         scans[0].modality,
-        digest,
+        **made_with,
     )
     if result.missing:
         logger.warning("the support has no %s: it will not be found", ", ".join(result.missing))

@@ -24,7 +24,7 @@ def full_precision(loss: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]
     @wraps(loss)
     def wrapped(*tensors: Any, **options: Any) -> torch.Tensor:
         with torch.autocast(tensors[0].device.type, enabled=False):
-            return loss(*map(_promoted, tensors), **options)  # type: ignore[call-arg,arg-type]
+            return loss(*map(_promoted, tensors), **options)  # type: ignore[arg-type]
 
     return wrapped
 

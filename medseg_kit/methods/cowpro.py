@@ -135,8 +135,12 @@ class CoWProStep(TrainStep):
         has_answer = found.flatten(1).any(dim=1)
         missing = int((used & ~has_answer).sum())
         if missing:
-            self.num_unaligned += missing
-            logger.debug("nothing found in %d queries, %d so far", missing, self.num_unaligned)
+            before, self.num_unaligned = self.num_unaligned, self.num_unaligned + missing
+            if before.bit_length() < self.num_unaligned.bit_length():  # at 1, 2, 4, 8, ...
+                logger.info(
+                    "%d queries so far in which nothing was found: no alignment loss",
+                    self.num_unaligned,
+                )
         losses = functional.cross_entropy(logits, support_mask, reduction="none").mean((1, 2))
         return _mean(losses, used & has_answer)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from medseg_kit.files import replacing
 from medseg_kit.typing import PathLike, UserError
 
 NUM_PARTS = 3  # parts of an organ's extent, FedCoWPro section V-D
-SCHEMA = 1
+SCHEMA = 2
 PROTOTYPES_SUFFIX = ".pt"
 _NO_VALUE = "unknown"
 
@@ -34,13 +34,13 @@ class SupportScan:
         profile: One descriptor a slice, ``(D, P)``, by which scans are aligned; zeros for a slice
             without body.
         spacing: Distance of the slices in mm.
-        field_of_view: Longer side of a slice in mm.
+        field_of_view: Sides of a slice in mm.
         extents: First and last slice of each organ, ``(K, 2)``; NaN where the scan lacks it.
     """
 
     profile: torch.Tensor
     spacing: float
-    field_of_view: float
+    field_of_view: tuple[float, float]
     extents: torch.Tensor
 
 
@@ -56,6 +56,7 @@ class SupportPrototypes:
         scans: The support scans.
         modality: ``"CT"``, ``"MR"`` or ``"unknown"``.
         weights: Digest of the network that made them; ``""`` if not known.
+        settings: How the slices were cut and encoded; text, numbers and lists of them.
     """
 
     organs: tuple[str, ...]
@@ -64,6 +65,7 @@ class SupportPrototypes:
     scans: tuple[SupportScan, ...]
     modality: str = _NO_VALUE
     weights: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -85,6 +87,7 @@ class SupportPrototypes:
             "organs": list(self.organs),
             "modality": self.modality,
             "weights": self.weights,
+            "settings": dict(self.settings),
             "foreground": [list(parts) for parts in self.foreground],
             "background": [list(parts) for parts in self.background],
             "scans": [vars(scan) for scan in self.scans],
@@ -145,14 +148,25 @@ def _parse(state: Mapping[str, Any]) -> SupportPrototypes:
         SupportScan(
             profile=scan["profile"].float(),
             spacing=float(scan["spacing"]),
-            field_of_view=float(scan["field_of_view"]),
+            field_of_view=_two_numbers(scan["field_of_view"]),
             extents=scan["extents"].float(),
         )
         for scan in state["scans"]
     )
     return SupportPrototypes(
-        organs, sides[0], sides[1], scans, str(state["modality"]), str(state["weights"])
+        organs,
+        sides[0],
+        sides[1],
+        scans,
+        str(state["modality"]),
+        str(state["weights"]),
+        dict(state["settings"]),
     )
+
+
+def _two_numbers(value: Any) -> tuple[float, float]:
+    first, second = value
+    return float(first), float(second)
 
 
 def _tensors(content: Any) -> list[torch.Tensor]:

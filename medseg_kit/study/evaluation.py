@@ -17,6 +17,7 @@ from medseg_kit.inference.cases import NIFTI_SUFFIXES
 from medseg_kit.metrics.policy import check_policy
 from medseg_kit.metrics.table import CaseRecord, score_label_maps
 from medseg_kit.study.references import Reference, label_files
+from medseg_kit.transforms.grids import shift_in_voxels
 from medseg_kit.typing import PathLike, UserError
 
 if TYPE_CHECKING:
@@ -174,12 +175,8 @@ def check_same_grid(
             names both files.
     """
     if pred[1] == reference[1]:
-        size = np.asarray(reference[1])
-        corners = np.stack(np.meshgrid(*([0, s - 1] for s in size), indexing="ij"), -1)
-        points = np.pad(corners.reshape(-1, size.size), ((0, 0), (0, 1)), constant_values=1)
-        shift = np.abs(points @ (pred[2] - reference[2]).T).max()
-        voxel = np.linalg.norm(reference[2][:-1, :-1], axis=0).min()
-        if shift <= GRID_TOLERANCE_VOXELS * voxel:
+        shift = shift_in_voxels(reference[1], reference[2], pred[2])
+        if shift <= GRID_TOLERANCE_VOXELS:
             return
     raise UserError(
         f"the grids differ: prediction {_describe(*pred)}; reference {_describe(*reference)};"

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medseg_kit.files import write_json
 from medseg_kit.report.ledger import metric_curves, of_type, read_ledger
@@ -19,6 +19,9 @@ from medseg_kit.study.options import options_of
 from medseg_kit.study.references import find_references
 from medseg_kit.study.spec import Job
 from medseg_kit.typing import UserError
+
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
 
 
 def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]:
@@ -168,6 +171,8 @@ def existing_weights(job: Job) -> dict[str, Any]:
 def predict(job: Job, out: Path, *, weights: str | None, test: Mapping[str, str]) -> None:
     """Write the test cases' predictions, by the bundle's inference.yaml or the run's command.
 
+    A one-shot bundle segments each site's cases by that site's own support scan.
+
     Raises:
         UserError: If a case fails, weights do not fit, or the command ends with another code than
             0.
@@ -178,7 +183,6 @@ def predict(job: Job, out: Path, *, weights: str | None, test: Mapping[str, str]
     from medseg_kit.bundle.config import load_config
 
     overrides = {
-        "dataset_dir": test["data"],
         "output_dir": str(out),
         **({} if weights is None else {"checkpoint": weights}),
         "predictor#options#section": test["section"],
@@ -187,8 +191,42 @@ def predict(job: Job, out: Path, *, weights: str | None, test: Mapping[str, str]
     files = ["inference.yaml", *job.spec.inference.get("overlays", ())]
     if "seed" in load_config(str(job.spec.bundle), files):  # of weights that nobody trained
         overrides = {"seed": job.seed, **overrides}
-    parser = load_config(str(job.spec.bundle), files, overrides=overrides)
-    parser.get_parsed_content("predictor").predict()
+    by_site = takes_site_supports(load_config(str(job.spec.bundle), files, overrides=overrides))
+    for folder in parts_of(test) if by_site else [test["data"]]:
+        parser = load_config(
+            str(job.spec.bundle), files, overrides={"dataset_dir": folder, **overrides}
+        )
+        parser.get_parsed_content("predictor").predict()
+
+
+def takes_site_supports(parser: ConfigParser) -> bool:
+    """Return whether a bundle's inference takes the support scans of its data set."""
+    config = parser.get()
+    return "support" in config and config["support"] is None
+
+
+def parts_of(test: Mapping[str, str]) -> list[str]:
+    """Return the folders of the sites among which a data set's test cases are divided.
+
+    The data set itself where it has no sites, or sites do not hold all of its test cases.
+
+    Args:
+        test: `data` and `section` of the test cases.
+    """
+    from medseg_kit.data.datalist import read_datalist, site_folders
+    from medseg_kit.data.records import SITES_FOLDER
+
+    whole = test["data"]
+    sites = Path(whole) / SITES_FOLDER
+    if not sites.is_dir():
+        return [whole]
+    counts = {
+        str(folder): len(read_datalist(folder)[test["section"]])
+        for folder in site_folders(sites).values()
+    }
+    if sum(counts.values()) < len(read_datalist(whole)[test["section"]]):
+        return [whole]
+    return [folder for folder, count in counts.items() if count]
 
 
 def run_command(job: Job, out: Path, *, test: Mapping[str, str]) -> None:

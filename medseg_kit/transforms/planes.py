@@ -16,6 +16,8 @@ from torch.nn import functional
 
 logger = logging.getLogger(__name__)
 
+# Directions of the body across which slices can be asked for, as axes of RAS millimetres.
+DIRECTIONS = {"R": 0, "A": 1, "S": 2}
 # Spacings that differ by less than this share count as a tie.
 _TIE = 1e-3
 # Pixel centres stay in place (align_corners=False) in all of them, so images and labels agree.
@@ -41,7 +43,9 @@ def through_plane(shape: Sequence[int], spacing: Sequence[float]) -> int:
     return min(tied, key=lambda axis: (shape[axis], -axis))
 
 
-def slicing_axis(volume: torch.Tensor, slice_axis: int | None = None) -> int:
+def slicing_axis(
+    volume: torch.Tensor, slice_axis: int | None = None, *, direction: str | None = None
+) -> int:
     """Return the spatial axis of a volume along which its file was acquired slice by slice.
 
     Flips and exchanged axes since the file was read are followed.
@@ -50,6 +54,8 @@ def slicing_axis(volume: torch.Tensor, slice_axis: int | None = None) -> int:
         volume: ``(..., H, W, D)``; a `MetaTensor` tells the spacing and what was done since the
             file was read.
         slice_axis: Stored axis of the file to slice along; chosen by `through_plane` if None.
+        direction: "R", "A" or "S": slice across that direction of the body instead, whatever the
+            spacing: "S" for axial slices.
     """
     shape = tuple(volume.shape[-3:])
     if not isinstance(volume, MetaTensor):
@@ -57,13 +63,15 @@ def slicing_axis(volume: torch.Tensor, slice_axis: int | None = None) -> int:
         logger.debug("slices along axis %d of a volume without spacing", axis)
         return axis
     current = _matrix(volume.affine)
+    directions = current / np.linalg.norm(current, axis=0)
+    if direction is not None:
+        return int(np.abs(directions[DIRECTIONS[direction]]).argmax())
     stored = _matrix(volume.meta.get("original_affine", volume.affine))
     stored_shape = np.asarray(volume.meta.get("spatial_shape", shape)).reshape(-1, 3)[0]
     spacing = np.linalg.norm(stored, axis=0)
     chosen = slice_axis
     if chosen is None:
         chosen = through_plane([int(side) for side in stored_shape], spacing.tolist())
-    directions = current / np.linalg.norm(current, axis=0)
     axis = int(np.abs(directions.T @ stored[:, chosen]).argmax())
     unusual = slice_axis is not None or chosen != len(stored_shape) - 1
     logger.log(
@@ -75,6 +83,16 @@ def slicing_axis(volume: torch.Tensor, slice_axis: int | None = None) -> int:
         stored_shape[chosen],
     )
     return axis
+
+
+def check_direction(direction: str | None) -> None:
+    """Refuse a direction that `slicing_axis` does not know.
+
+    Raises:
+        ValueError: Names those that it knows.
+    """
+    if direction is not None and direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {list(DIRECTIONS)} or None, got {direction!r}")
 
 
 def resize_slices(

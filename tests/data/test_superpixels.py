@@ -85,6 +85,14 @@ def test_files__are_made_once_and_anew_for_another_image(cases, tmp_path):
     assert other.folder != files.folder
 
 
+def test_files__of_two_sites_whose_patients_share_a_name(cases, tmp_path):
+    alike = [{**case, "subject": "p1"} for case in cases[:2]]
+    slices = dataset(alike, tmp_path / "s")
+    first, second = slices.pieces.chunk(2)
+    assert not torch.equal(first, second)
+    assert slices.files.missing(alike) == []
+
+
 def test_files__nothing_above_the_threshold(cases, tmp_path):
     bad = dataset(cases, tmp_path / "s", superpixels=Superpixels(mr_body=1e6))
     with pytest.raises(UserError, match=r"p0\.nii\.gz: nothing lies above the threshold"):

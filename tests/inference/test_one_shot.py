@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from medseg_kit.cli.predict import predict
 from medseg_kit.cli.support import support
 from medseg_kit.inference.one_shot import OneShotInferer
-from medseg_kit.inference.support import SupportHandler, SupportSource, make_supports
+from medseg_kit.inference.support import SupportHandler, SupportSource
 from medseg_kit.networks.mask_copy import MaskCopyClassifier
 from medseg_kit.networks.one_shot import OneShotNetwork
 from medseg_kit.networks.prototypes import PrototypeClassifier
@@ -164,18 +164,47 @@ def test_one_shot_inferer__other_spacing_is_stated(network, source, tmp_path, ca
     small = MetaTensor(volume.as_tensor(), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
     with caplog.at_level(logging.WARNING):
         inferer(source)(small, network)
-    assert "field of view is 32 mm, the support's 64 mm" in caplog.text
+    assert "field of view is 32 x 32 mm, the support's 64 x 64" in caplog.text
+
+
+def test_one_shot_inferer__another_shape_is_stated_in_the_warnings(network, source, tmp_path):
+    volume, _ = query(tmp_path)
+    run = inferer(source)
+    run(volume, network)
+    assert run.warnings == []
+    narrow = tuple(array[:, SIZE // 4 : -SIZE // 4] for array in scan(seed=1))
+    image, _ = write(tmp_path / "narrow", "q", narrow)
+    run(PREPROCESSING({"image": image})["image"][None], network)
+    assert [text.startswith("the query's field of view is 64 x 32") for text in run.warnings] == [
+        True
+    ]
+
+
+@pytest.mark.parametrize("direction", ["S", None])
+def test_one_shot_inferer__axial_slices_of_a_volume_with_thin_ones(network, tmp_path, direction):
+    affine = np.diag([2.0, 2, 1.5, 1])  # slices thinner than their pixels
+    for name in ("support", "query"):
+        image, label = write(tmp_path / name, "s", scan())
+        for path in (image, label):
+            nib.save(nib.Nifti1Image(np.asanyarray(nib.load(path).dataobj), affine), path)
+    volume = PREPROCESSING({"image": image})["image"][None]
+    source = SupportSource(
+        PREPROCESSING,
+        support=tmp_path / "support" / "images" / "s.nii.gz",
+        support_label=tmp_path / "support" / "labels" / "s.nii.gz",
+    )
+    run = inferer(source, direction=direction)
+    run(volume, network)
+    depth = volume.shape[-1]
+    assert (len(network.supports[0].scans[0].profile) == depth) == (direction == "S")
+    with pytest.raises(ValueError, match="direction must be one of"):
+        inferer(source, direction="axial")
 
 
 def test_make_supports__empty_label(network, tmp_path):
     image, label = write(tmp_path, "s", scan(organs=()))
     with pytest.raises(UserError, match=r"s\.nii\.gz is empty: no voxel of liver, spleen"):
-        make_supports(
-            network,
-            [{"image": image, "label": label}],
-            preprocessing=PREPROCESSING,
-            slice_size=(SIZE, SIZE),
-        )
+        inferer(SupportSource(PREPROCESSING, support=image, support_label=label)).prepare(network)
 
 
 def test_make_supports__missing_organ_is_said_and_never_found(network, tmp_path, caplog):
@@ -185,7 +214,7 @@ def test_make_supports__missing_organ_is_said_and_never_found(network, tmp_path,
         logits = inferer(SupportSource(PREPROCESSING, support=image, support_label=label))(
             volume, network
         )
-    assert "the support has no spleen" in caplog.text
+    assert "the support has no spleen: it is not looked for" in caplog.text
     assert network.supports
     assert network.supports[0].missing == ("spleen",)
     assert not (logits.argmax(dim=1) == 2).any()
@@ -197,6 +226,20 @@ def test_make_supports__label_of_another_grid(network, tmp_path):
     other = SupportSource(PREPROCESSING, support=image, support_label=label)
     with pytest.raises(UserError, match="a label lies on the grid of its image"):
         inferer(other).prepare(network)
+    image, label = write(tmp_path / "c", "s", scan())
+    stored = nib.load(label)
+    moved = stored.affine.copy()
+    moved[0, 3] += 30.0
+    nib.save(nib.Nifti1Image(np.asanyarray(stored.dataobj), moved), label)
+    with pytest.raises(UserError, match=r"lies up to 15\.0 voxels beside its image"):
+        inferer(SupportSource(PREPROCESSING, support=image, support_label=label)).prepare(network)
+
+
+def test_make_supports__a_folder_is_no_scan(network, tmp_path):
+    _, label = write(tmp_path / "a", "s", scan())
+    series = SupportSource(PREPROCESSING, support=tmp_path / "a", support_label=label)
+    with pytest.raises(UserError, match="is a folder; one image file is needed"):
+        inferer(series).prepare(network)
 
 
 def test_make_supports__several_scans(network, tmp_path):
@@ -247,6 +290,13 @@ def test_support_source__file_of_other_weights(network, source, tmp_path):
         SupportSource(PREPROCESSING, support=path, support_label="x").supports(
             network, slice_size=(SIZE, SIZE)
         )
+
+
+def test_support_source__file_of_other_settings(network, source, tmp_path):
+    path = save_supports(tmp_path / "p.pt", source.supports(network, slice_size=(SIZE, SIZE)))
+    half = SupportSource(PREPROCESSING, support=path)
+    with pytest.raises(UserError, match=r"made with \{'size': \[32, 32\]\}, now it is .*16"):
+        half.supports(network, slice_size=(SIZE // 2, SIZE // 2))
 
 
 def test_support_handler__makes_them_with_the_present_weights(network, source):

@@ -61,7 +61,7 @@ def body(depth: int, seed: int = 0) -> torch.Tensor:
 def test_find_parts__aligned_scans_of_different_coverage(first):
     whole = body(40)
     labels = column(*[0] * 12, *[1] * 12, *[0] * 16)
-    support = SupportScan(slice_profiles(whole), 4.0, 300.0, extents(labels, 1))
+    support = SupportScan(slice_profiles(whole), 4.0, (300.0, 300.0), extents(labels, 1))
     query = slice(first, first + 28)
     noise = 0.1 * torch.randn(28, 1, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -73,7 +73,7 @@ def test_find_parts__aligned_scans_of_different_coverage(first):
 def test_find_parts__spacing_in_mm():
     whole = body(40)
     labels = column(*[0] * 12, *[1] * 12, *[0] * 16)
-    support = SupportScan(slice_profiles(whole), 4.0, 300.0, extents(labels, 1))
+    support = SupportScan(slice_profiles(whole), 4.0, (300.0, 300.0), extents(labels, 1))
     part = find_parts(slice_profiles(whole[::2]), 8.0, [support], margin=0.0)
     agree = part == oracle_parts(labels, 1)[::2]
     assert agree.float().mean() > 0.9
@@ -83,7 +83,7 @@ def test_find_parts__body_extent():
     whole = torch.zeros(30, 1, 32, 32)
     whole[5:25] = body(20)
     labels = column(*[0] * 8, *[1] * 9, *[0] * 13)
-    support = SupportScan(slice_profiles(whole), 1.0, 300.0, extents(labels, 1))
+    support = SupportScan(slice_profiles(whole), 1.0, (300.0, 300.0), extents(labels, 1))
     query = torch.cat([torch.zeros(7, 1, 32, 32), body(20, seed=3)])
     part = find_parts(slice_profiles(query), 1.0, [support], rule="body", margin=0.0)[:, 0]
     assert part[10:19].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -94,8 +94,10 @@ def test_find_parts__several_scans_and_organs_that_some_lack():
     whole = body(30)
     profiles = slice_profiles(whole)
     scans = [
-        SupportScan(profiles, 1.0, 300.0, torch.tensor([[10.0, 18.0], [torch.nan, torch.nan]])),
-        SupportScan(profiles, 1.0, 300.0, torch.tensor([[12.0, 20.0], [3.0, 5.0]])),
+        SupportScan(
+            profiles, 1.0, (300.0, 300.0), torch.tensor([[10.0, 18.0], [torch.nan, torch.nan]])
+        ),
+        SupportScan(profiles, 1.0, (300.0, 300.0), torch.tensor([[12.0, 20.0], [3.0, 5.0]])),
     ]
     part = find_parts(profiles, 1.0, scans, margin=0.0)
     assert (part[:, 0] != ABSENT).nonzero()[:, 0].tolist() == list(range(11, 20))
@@ -104,7 +106,7 @@ def test_find_parts__several_scans_and_organs_that_some_lack():
 
 def test_find_parts__whole_scan_in_three_parts_whatever_the_extent():
     extent = torch.tensor([[4.0, 5.0], [torch.nan, torch.nan]])
-    support = SupportScan(slice_profiles(body(30)), 1.0, 300.0, extent)
+    support = SupportScan(slice_profiles(body(30)), 1.0, (300.0, 300.0), extent)
     part = find_parts(slice_profiles(body(9, seed=3)), 1.0, [support], rule="whole")
     assert part[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert (part[:, 1] == ABSENT).all()  # the support lacks it

@@ -1,10 +1,15 @@
+import json
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
 from medseg_kit.study.spec import Job, RunSpec
-from medseg_kit.study.stages import chosen_weights, existing_weights
+from medseg_kit.study.stages import chosen_weights, existing_weights, parts_of, predict
 from medseg_kit.typing import UserError
+from tests.study.conftest import write_datalist
 
 
 def trained(**parts):
@@ -37,3 +42,30 @@ def test_existing_weights__a_floor_has_none(repository):
     shipped = RunSpec("shipped", "evaluate", bundle=bundle)
     weights = existing_weights(Job(shipped, seed=0, label_budget=None))["weights"]
     assert weights == str(repository / "bundles/abdomen_multimodal_cowpro/models/model.pt")
+
+
+@pytest.mark.parametrize("support", [None, "chosen.pt"])
+def test_predict__a_one_shot_bundle_uses_each_sites_own_support(dataset, monkeypatch, support):
+    folder, _ = dataset
+    cases = json.loads((folder / "datalist.json").read_text())["test"]
+    for site in ("north", "south"):
+        (folder / "sites" / site).mkdir(parents=True)
+        shutil.copy(folder / "datalist.json", folder / "sites" / site)
+        own = [case for case in cases if case["site"] == site]
+        write_datalist(folder / "sites" / site, test=own)
+    seen = []
+
+    def load(bundle, files, overrides=None):
+        parser = ConfigParser({"support": support, **(overrides or {})})
+        parser["predictor"] = SimpleNamespace(predict=lambda: seen.append(parser["dataset_dir"]))
+        return parser
+
+    monkeypatch.setattr("medseg_kit.bundle.config.load_config", load)
+    job = Job(RunSpec("one", "evaluate", bundle="b"), seed=0, label_budget=None)
+    test = {"data": str(folder), "section": "test"}
+    predict(job, folder / "out", weights=None, test=test)
+    parts = [str(folder / "sites" / site) for site in ("north", "south")]
+    assert seen == (parts if support is None else [str(folder)])
+
+    write_datalist(folder / "sites" / "south", test=[])  # one case would be left out
+    assert parts_of(test) == [str(folder)]
