@@ -12,14 +12,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint
 from monai.engines import Evaluator
-from monai.handlers import ValidationHandler
+from monai.handlers import CheckpointSaver, ValidationHandler
 from monai.transforms import Compose
 
 from medseg_kit.files import replacing
 from medseg_kit.typing import PathLike
 
 logger = logging.getLogger(__name__)
+
+BEST = ("best_metric", "best_metric_epoch", "best_saved")  # in a trainer's state
 
 
 class EpochSeed:
@@ -68,7 +71,8 @@ class Validation:
     """Validate at intervals; without validation cases, keep the last weights instead.
 
     A published split may have no validation set (BTCV as "Synapse"): its papers report the last
-    weights. With cases, the evaluator's own handlers keep the best.
+    weights. With cases, the evaluator's own handlers keep the best, also over a resumption: the
+    best score stands in the trainer's state, which `Resume` keeps.
 
     Args:
         validator: The evaluator.
@@ -89,10 +93,41 @@ class Validation:
         """Choose by whether the evaluator has data."""
         # the evaluator's state has no loader before its first run
         if len(cast("Sized", self.validator.data_loader)):
+            engine.add_event_handler(Events.EPOCH_STARTED, self.recall_best)
             ValidationHandler(self.interval, self.validator).attach(engine)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.note_best)
             return
         logger.warning("no validation cases: the last weights are kept in %s", self.path)
         engine.add_event_handler(Events.COMPLETED, self.keep_last)
+
+    def note_best(self, engine: Engine) -> None:
+        """Take the evaluator's best score, and which files hold it, over into the trainer."""
+        best: Any = self.validator.state
+        if best.best_metric_epoch < 1:
+            return
+        saved = [checkpoint.state_dict()["_saved"] for checkpoint in self._checkpoints()]
+        values = (float(best.best_metric), int(best.best_metric_epoch), saved)
+        for name, value in zip(BEST, values, strict=True):
+            setattr(engine.state, name, value)
+
+    def recall_best(self, engine: Engine) -> None:
+        """Tell an evaluator that is new after a resumption which score its weights have to beat."""
+        score, epoch, saved = (getattr(engine.state, name, None) for name in BEST)
+        if not saved or not self.path.is_file():
+            return
+        state: Any = self.validator.state
+        if epoch > state.best_metric_epoch:
+            state.best_metric, state.best_metric_epoch = score, epoch
+            for checkpoint, items in zip(self._checkpoints(), saved, strict=True):
+                checkpoint.load_state_dict({"_saved": items})
+
+    def _checkpoints(self) -> list[Checkpoint]:
+        """Return what keeps the evaluator's best weights; MONAI and ignite list it nowhere else."""
+        handlers = [item[0] for items in self.validator._event_handlers.values() for item in items]
+        owners = {id(o): o for handler in handlers if (o := getattr(handler, "__self__", None))}
+        savers = [owner for owner in owners.values() if isinstance(owner, CheckpointSaver)]
+        found = [saver._key_metric_checkpoint for saver in savers]
+        return [checkpoint for checkpoint in found if checkpoint is not None]
 
     def keep_last(self, engine: Engine) -> None:
         """Write the weights."""
@@ -104,8 +139,9 @@ class Validation:
 class Resume:
     """Save everything a run depends on after each epoch, and continue from it.
 
-    The file holds one state per object (network, optimiser, training step, ...) and the engine's
-    epoch and iteration; it is replaced atomically and loads with ``weights_only=True``.
+    The file holds one state per object (network, optimiser, training step, ...), the engine's epoch
+    and iteration, and the best validation score so far; it is replaced atomically and loads with
+    ``weights_only=True``.
 
     Args:
         path: The checkpoint file.
@@ -139,6 +175,8 @@ class Resume:
             target.load_state_dict(states[name])
         engine.state.epoch = states["epoch"]
         engine.state.iteration = states["iteration"]
+        for name in states.keys() & set(BEST):
+            setattr(engine.state, name, states[name])
         logger.info("continue after epoch %d of %s", states["epoch"], self.path)
 
     def write(self, engine: Engine) -> None:
@@ -146,5 +184,8 @@ class Resume:
         states: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
         states["epoch"] = engine.state.epoch
         states["iteration"] = engine.state.iteration
+        states |= {
+            name: getattr(engine.state, name) for name in BEST if hasattr(engine.state, name)
+        }
         with replacing(self.path) as file:
             torch.save(states, file)

@@ -29,6 +29,23 @@ Losses = dict[str, torch.Tensor]
 LossTerm = Callable[["SupervisedTrainer", dict[str, Any]], Losses]
 
 
+class TimedTerm:
+    """Base of a loss term that depends on the time; the step tells it, so it keeps no count.
+
+    Attributes:
+        global_step: Steps done before this one, over all rounds of a federation.
+        total_steps: Steps planned in all.
+    """
+
+    global_step = 0
+    total_steps = 1
+
+    def on_step_start(self, global_step: int, total_steps: int) -> None:
+        """Take the time over from the training step."""
+        self.global_step = global_step
+        self.total_steps = total_steps
+
+
 class TrainStep(ABC):
     """One optimisation step; owns device, zero_grad, autocast, scaler, backward and clipping.
 
@@ -39,8 +56,9 @@ class TrainStep(ABC):
         group_schedules: Schedules of single parameter groups in place of ``lr_schedule``, by the
             group's ``name``.
         terms: Further loss terms, e.g. FedProx's proximal term. They see the batch after `losses`,
-            with what a method leaves in it. A term may have ``on_round_start(global_state)``, and
-            ``state_dict`` and ``load_state_dict`` for what its next call depends on.
+            with what a method leaves in it. A term may have ``on_round_start(global_state)``,
+            ``on_step_start`` (see `TimedTerm`), and ``state_dict`` and ``load_state_dict`` for what
+            its next call depends on.
         amp: "off", "bf16" or "fp16" (autocast on the trainer's device, float32 where that has no
             such instructions; keep the trainer's own ``amp: false``, which would build a new
             scaler at every run).
@@ -134,6 +152,9 @@ class TrainStep(ABC):
         with autocast(engine.state.device, self.amp):
             pred, losses = self.losses(engine, batch)
             for term in self.terms:
+                start = getattr(term, "on_step_start", None)
+                if start is not None:
+                    start(self.global_step, self.total_steps)
                 losses = {**losses, **term(engine, batch)}
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         self._optimise(engine, loss, losses)

@@ -14,7 +14,7 @@ import torch
 from monai.utils.enums import CommonKeys
 
 from medseg_kit.engines.semi_supervised import Branch, SemiSupervisedStep, count_labelled
-from medseg_kit.engines.step import Losses
+from medseg_kit.engines.step import Losses, TimedTerm
 from medseg_kit.engines.teacher import Teacher
 from medseg_kit.losses.soft_dice import cross_entropy, soft_dice
 from medseg_kit.transforms.components import largest_components
@@ -161,7 +161,7 @@ class BidirectionalCopyPasteStep(SemiSupervisedStep):
             super().after_step(engine)
 
 
-class CopyPaste:
+class CopyPaste(TimedTerm):
     """The exchange of rectangles as a loss term under a method with branches (ours).
 
     Half as many images as the batch has are mixed once more and go through the network; what comes
@@ -187,14 +187,12 @@ class CopyPaste:
         self.pseudo_weight = pseudo_weight
         self.unlabelled_start = unlabelled_start
         self.largest_component = largest_component
-        self.calls = 0
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the loss of the mixed images; nothing without images of both kinds."""
         image, count = batch[CommonKeys.IMAGE], count_labelled(batch)
         branches: Sequence[Branch] = batch["branches"]
-        alone = self.calls < self.unlabelled_start
-        self.calls += 1
+        alone = self.global_step < self.unlabelled_start
         if count == 0 or (count == len(image) and not alone):
             return {}
         mixtures = (
@@ -216,14 +214,6 @@ class CopyPaste:
         if not self.largest_component:
             return target
         return torch.cat([target[:count], largest_components(target[count:])])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps done."""
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.calls = int(state["calls"])
 
 
 def mixed_loss(

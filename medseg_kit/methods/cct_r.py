@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from medseg_kit.engines.schedules import Schedule, constant
 from medseg_kit.engines.semi_supervised import Branch
-from medseg_kit.engines.step import Losses
+from medseg_kit.engines.step import Losses, TimedTerm
 from medseg_kit.losses.prototype_contrast import prototype_contrast
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
 from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 class PointMaps(Protocol):
     """What of `medseg_kit.registration.mapping.RegistrationMaps` is used here."""
+
+    @property
+    def has(self) -> torch.Tensor:
+        """Whether there is a registration from a volume to another, ``(V, V)`` bool."""
 
     def map_points(
         self, volume_from: Any, volume_to: Any, points: torch.Tensor
@@ -44,29 +48,23 @@ class PointMaps(Protocol):
         """Return slices and pixels of voxels."""
 
 
-class RegistrationSupervision:
+class RegistrationSupervision(TimedTerm):
     """Registered labels as the target of unlabelled images, for every branch (RSL).
 
     Args:
         weight: Weight of the term (register A17: 1).
         schedule: Factor on it over the steps, for example `linear(1, 0)`; constant if None.
-        total_steps: Over which the schedule runs.
     """
 
-    def __init__(
-        self, weight: float = 1.0, *, schedule: Schedule | None = None, total_steps: int = 1
-    ) -> None:
+    def __init__(self, weight: float = 1.0, *, schedule: Schedule | None = None) -> None:
         self.weight = weight
         self.schedule = constant() if schedule is None else schedule
-        self.total_steps = total_steps
         self.loss = DiceCrossEntropy(1.0, 1.0)
-        self.calls = 0
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the loss; nothing where no unlabelled image has a registered label."""
         del engine
-        factor = self.weight * self.schedule(self.calls, self.total_steps)
-        self.calls += 1
+        factor = self.weight * self.schedule(self.global_step, self.total_steps)
         if "registered_label" not in batch:
             return {}
         chosen = batch["has_registered"] & ~batch["labelled"]
@@ -76,14 +74,6 @@ class RegistrationSupervision:
         branches: Sequence[Branch] = batch["branches"]
         losses = [self.loss(branch.logits[chosen], label) for branch in branches]
         return {"registration": factor * torch.stack(losses).sum()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps done."""
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.calls = int(state["calls"])
 
 
 class SupervisedContrast:
@@ -97,7 +87,7 @@ class SupervisedContrast:
         num_classes: ``1 + K``.
         scale: Scale of the features (register A13).
         weight: Weight of the term; counts ``factor`` times (A40).
-        factor: 2: both branches' losses hold it.
+        factor: 2: both branches' losses hold it, the mean over both branches.
         confidence: Least probability of an anchor's class.
         num_anchors: Most anchors a class.
         num_keys: Most negatives a class.
@@ -107,8 +97,8 @@ class SupervisedContrast:
         share: Weight of the registered part of a positive (A38).
         exclude_self: Leave an anchor out of its own class' mean (A62: the text of the thesis says
             "all other pixels", its equation averages all).
-        num_volumes: Other volumes looked at a step, drawn at random (ours); all of them if None
-            (the thesis).
+        num_volumes: Other volumes looked at a step, drawn at random from those to which an image of
+            the batch is registered (ours); all of them if None (the thesis).
     """
 
     def __init__(  # noqa: PLR0913 - settings, all by keyword
@@ -130,12 +120,14 @@ class SupervisedContrast:
     ) -> None:
         self.num_classes = num_classes
         self.scale = scale
-        self.weight = weight * factor
+        self.weight = weight
+        self.factor = factor
         self.confidence = confidence
         self.num_anchors = num_anchors
         self.num_keys = num_keys
         self.temperature = temperature
         self.maps = maps
+        self.bank_size = bank_size
         self.share = share
         self.exclude_self = exclude_self
         self.num_volumes = num_volumes
@@ -151,7 +143,7 @@ class SupervisedContrast:
                 features = branch.projected[self.scale].maps()
             maps = unaugmented(features, batch["matrix"], batch["image"].shape[-2:])
             bank.put(batch["volume"], batch["slice"], maps)
-        return {"contrast": self.weight * torch.stack(losses).sum()}
+        return {"contrast": self.weight * self.factor * torch.stack(losses).mean()}
 
     def _branch(self, branch: Branch, batch: dict[str, Any], index: int) -> torch.Tensor:
         pixels = BranchPixels([branch], self.scale)
@@ -210,7 +202,7 @@ class SupervisedContrast:
         volume, slices = batch["volume"][which], batch["slice"][which]
         voxels = maps.pixels_to_voxels(volume, slices, pixels, size=full)
         total, count = torch.zeros_like(centre), centre.new_zeros(len(centre))
-        for other in bank.some_volumes(self.num_volumes):
+        for other in self._others(maps.has[volume.unique()].any(0), bank):
             mapped, valid = maps.map_points(volume, other, voxels)
             place, found = maps.voxels_to_pixels(other, mapped, size=full)
             sampled, there = bank.sample(other, place, found, full)
@@ -220,6 +212,13 @@ class SupervisedContrast:
         registered = total / count.clamp(min=1)[:, None]
         mixed = (1 - self.share) * centre + self.share * registered
         return torch.where((count > 0)[:, None], mixed, centre)
+
+    def _others(self, registered: torch.Tensor, bank: FeatureMaps) -> list[int]:
+        """Return the volumes to look at: of which slices are kept, and that can be reached."""
+        reached = set(registered.nonzero()[:, 0].tolist())
+        volumes = [volume for volume in bank.volumes() if volume in reached]
+        order = torch.randperm(len(volumes))[: self.num_volumes].tolist()
+        return [volumes[index] for index in order]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the banks."""

@@ -30,11 +30,9 @@ class FeatureMaps:
         while len(self.maps) > self.capacity:
             del self.maps[next(iter(self.maps))]
 
-    def some_volumes(self, count: int | None) -> list[int]:
-        """Return at most ``count`` random volumes of which a slice is here; all of them if None."""
-        volumes = sorted({volume for volume, _ in self.maps})
-        order = torch.randperm(len(volumes))[:count].tolist()
-        return [volumes[index] for index in order]
+    def volumes(self) -> list[int]:
+        """Return the volumes of which a slice is here, in order."""
+        return sorted({volume for volume, _ in self.maps})
 
     def sample(
         self, volume: int, slices: torch.Tensor, pixels: torch.Tensor, size: Sequence[int]
@@ -96,7 +94,8 @@ def unaugmented(maps: torch.Tensor, matrix: torch.Tensor, full: Sequence[int]) -
     points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     inverse = torch.linalg.inv(matrix[:, :, :2].float())
     moved = points[None] - matrix[:, None, None, :, 2]
-    pixels = torch.einsum("bij,bhwj->bhwi", inverse, moved)
+    # sums, not matrix products: those would be in half precision under autocast
+    pixels = (inverse[:, None, None] * moved[..., None, :]).sum(-1)
     grid = (2 * pixels + 1) / torch.tensor([full[1], full[0]], device=maps.device) - 1
     return F.grid_sample(maps.float(), grid, "bilinear", "zeros", False)
 
@@ -117,4 +116,4 @@ def canonical_pixels(
     x = (column + 0.5) * full[1] / size[1] - 0.5
     y = (row + 0.5) * full[0] / size[0] - 0.5
     points = torch.stack([x, y, torch.ones_like(x)], dim=1).to(matrix.dtype)
-    return torch.einsum("nij,nj->ni", matrix, points)
+    return (matrix * points[:, None]).sum(-1)

@@ -64,7 +64,8 @@ class LocalContrast:
         self.patch = patch
         self.stride = stride
         self.num_groups = num_groups
-        self.weight = weight * factor
+        self.weight = weight
+        self.factor = factor
         self.temperature = temperature
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
@@ -85,7 +86,8 @@ class LocalContrast:
             for features, classes in zip(*groups, strict=True)
         ]
         nothing = pixels.at(labels.new_empty(0)).sum()
-        return {"contrast": self.weight * (torch.stack(losses).mean() if losses else nothing)}
+        mean = torch.stack(losses).mean() if losses else nothing
+        return {"contrast": self.weight * self.factor * mean}
 
     def _strided(
         self, pixels: BranchPixels, labels: torch.Tensor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from medseg_kit.engines.semi_supervised import Branch
-from medseg_kit.engines.step import Losses
+from medseg_kit.engines.step import Losses, TimedTerm
 from medseg_kit.losses.balanced_contrast import balanced_contrast
 from medseg_kit.methods.branch_pixels import BranchPixels
 from medseg_kit.methods.patch_groups import foreground_groups
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PATCHES = {"full": 19, "eighth": 14}
 
 
-class BalancedContrast:
+class BalancedContrast(TimedTerm):
     """The contrastive term of MCSC, under a method that leaves two branches with projections.
 
     Groups of patches are drawn over both branches; a pixel's class is the ground truth where the
@@ -60,7 +60,8 @@ class BalancedContrast:
         precision: str = "full",
     ) -> None:
         self.patches = dict(PATCHES if patches is None else patches)
-        self.weight = weight * factor
+        self.weight = weight
+        self.factor = factor
         self.unlabelled_start = unlabelled_start
         self.balanced = balanced
         self.discard_background = discard_background
@@ -69,23 +70,21 @@ class BalancedContrast:
         self.num_groups = num_groups
         self.temperature = temperature
         self.precision = precision
-        self.calls = 0
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the weighted loss summed over the scales; 0 where no image counts."""
         del engine
         branches: Sequence[Branch] = batch["branches"]
         counts = batch["labelled"]
-        if self.calls >= self.unlabelled_start:
+        if self.global_step >= self.unlabelled_start:
             counts = torch.ones_like(counts)
-        self.calls += 1
         labels = torch.cat([self._labels(branch, batch)[counts] for branch in branches])
         losses = []
         for scale, patch in self.patches.items():
             pixels = BranchPixels(branches, scale)
             numbers = pixels.numbers()[:, counts].flatten(0, 1)
             losses.append(self._scale(pixels, numbers, labels, patch))
-        return {"contrast": self.weight * torch.stack(losses).sum()}
+        return {"contrast": self.weight * self.factor * torch.stack(losses).sum()}
 
     def _labels(self, branch: Branch, batch: dict[str, Any]) -> torch.Tensor:
         if self.crossed:
@@ -122,11 +121,3 @@ class BalancedContrast:
             for group, label in zip(features, classes, strict=True)
         ]
         return torch.stack(losses).mean() if losses else nothing
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps done."""
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.calls = int(state["calls"])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from medseg_kit.engines.schedules import progress
 from medseg_kit.engines.semi_supervised import Branch
-from medseg_kit.engines.step import Losses
+from medseg_kit.engines.step import Losses, TimedTerm
 from medseg_kit.losses.prototype_contrast import FeatureBank, prototype_contrast
 from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
 from medseg_kit.methods.patch_groups import resize_labels, resize_maps
@@ -51,7 +51,7 @@ class Pixels:
         return F.normalize(mask.to(self.detached.dtype) @ self.detached, dim=0)
 
 
-class CertaintyContrast:
+class CertaintyContrast(TimedTerm):
     """The contrastive term of MCSCv2, under a method with two branches and projections.
 
     A pixel's class and distribution come from the ground truth and its own branch where the image
@@ -59,7 +59,7 @@ class CertaintyContrast:
 
     Args:
         num_classes: ``1 + K``.
-        total_steps: Over which the uncertain share falls to 0.
+        total_steps: Over which the uncertain share falls to 0, until a training step says its own.
         scales: Scales to contrast (A9); each has its own bank.
         weight: Weight of the term; counts ``factor`` times (A40).
         factor: 2: both branches' losses hold it.
@@ -103,7 +103,8 @@ class CertaintyContrast:
         self.num_classes = num_classes
         self.total_steps = total_steps
         self.scales = tuple(scales)
-        self.weight = weight * factor
+        self.weight = weight
+        self.factor = factor
         self.uncertain = uncertain
         self.confidence = confidence
         self.low_rank = low_rank
@@ -117,13 +118,12 @@ class CertaintyContrast:
         self.balanced = balanced
         self.certain_anchors = certain_anchors
         self.select_negatives = select_negatives
-        self.calls = 0
         self.banks: dict[str, FeatureBank] = {}
 
     @property
     def uncertain_share(self) -> float:
         """Share of the unlabelled pixels that counts as uncertain now."""
-        return self.uncertain * (1 - progress(self.calls, self.total_steps))
+        return self.uncertain * (1 - progress(self.global_step, self.total_steps))
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the weighted loss summed over the scales."""
@@ -133,8 +133,7 @@ class CertaintyContrast:
         for scale in self.scales:
             pixels = self._pixels(branches, batch["labelled"], scale)
             losses.append(self._scale(pixels, scale))
-        self.calls += 1
-        return {"contrast": self.weight * torch.stack(losses).sum()}
+        return {"contrast": self.weight * self.factor * torch.stack(losses).sum()}
 
     def _pixels(self, branches: Sequence[Branch], labelled: torch.Tensor, scale: str) -> Pixels:
         """Return classes, distributions and certainty of all pixels at a scale."""
@@ -214,13 +213,11 @@ class CertaintyContrast:
         return others & (hard | sure | unsure)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the steps done and the banks."""
-        banks = {scale: bank.state_dict() for scale, bank in self.banks.items()}
-        return {"calls": self.calls, "banks": banks}
+        """Return the banks."""
+        return {"banks": {scale: bank.state_dict() for scale, bank in self.banks.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.calls = int(state["calls"])
         self.banks = {}
         for scale, content in state["banks"].items():
             self.banks[scale] = FeatureBank(*content["features"].shape)

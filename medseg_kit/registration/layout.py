@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,23 @@ def labelled_folder(registration: PathLike, number: int, choice: str = BEST) -> 
     return Path(registration) / name
 
 
+def registration_digest(registration: PathLike) -> str:
+    """Return a digest of how a folder's registrations and registered labels were made.
+
+    Args:
+        registration: Output folder of ``medseg register``.
+
+    Raises:
+        UserError: If it holds no report.
+    """
+    file = Path(registration) / "report.json"
+    if not file.is_file():
+        raise UserError(f"{registration} holds no report.json; make it with `medseg register`")
+    report = json.loads(file.read_text(encoding="utf-8"))
+    made = {key: report.get(key) for key in ("method", "region", "selection")}
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
 def registered_labels(
     registration: PathLike | None,
     data: Sequence[Mapping[str, Any]],
@@ -32,7 +51,8 @@ def registered_labels(
     """Return the registered labels that belong to a training list and its label budget.
 
     Args:
-        registration: Output folder of ``medseg register``; None trains without it.
+        registration: Output folder of ``medseg register``; None trains without it. Where every case
+            is labelled there is nothing to lend: None as well.
         data: The training list (see `load_datalist`).
         labelled: Label budget: None (what the list says) or a number of subjects, as
             ``medseg register --labelled`` takes them.
@@ -44,11 +64,13 @@ def registered_labels(
     """
     if registration is None:
         return None
+    flags = labelled_flags(data, labelled)
+    if all(flags):
+        return None
     if labelled is not None and (isinstance(labelled, bool) or not isinstance(labelled, int)):
         raise UserError(
             f"labelled is {labelled!r}, but `medseg register` keeps registered labels by the number"
             " of labelled subjects; give a number, or mark the subjects as labelled in the data set"
         )
-    flags = labelled_flags(data, labelled)
     subjects = {subject_of(case) for case, flag in zip(data, flags, strict=True) if flag}
     return labelled_folder(registration, len(subjects), choice)

@@ -187,8 +187,11 @@ class RegistrationMaps:
 
 
 def _apply(matrices: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Apply ``(N, 3, 4)`` matrices to ``(N, 3)`` points."""
-    return torch.einsum("nij,nj->ni", matrices[..., :3], points) + matrices[..., 3]
+    """Apply ``(N, 3, 4)`` matrices to ``(N, 3)`` points.
+
+    By a sum, not a matrix product: that would be in half precision under autocast, voxels off.
+    """
+    return (matrices[..., :3] * points[:, None]).sum(-1) + matrices[..., 3]
 
 
 def _pair_table(content: Mapping[str, Any], keys: Sequence[str]) -> torch.Tensor:

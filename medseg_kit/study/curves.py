@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,29 @@ Points = dict[str, list[list[float]]]
 
 
 class Curves:
-    """Points by kind and series.
+    """Points by kind and series, and what the training took so far.
 
     Args:
         path: File; its points are taken up if it is there.
+
+    Attributes:
+        seconds_before: What processes before this one spent on epochs that are complete.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.points: dict[str, Points] = {VALIDATION: {}, PSEUDO_LABELS: {}}
+        self.seconds_before = 0.0
         if path.is_file():
-            self.points |= json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.seconds_before = content.pop("seconds", 0.0)
+            self.points |= content
+        self._started = time.perf_counter()
+
+    def write(self) -> None:
+        """Write the file: the points, and the seconds spent so far."""
+        seconds = self.seconds_before + time.perf_counter() - self._started
+        write_json(self.path, {**self.points, "seconds": round(seconds, 3)})
 
     def add(self, kind: str, values: dict[str, float], *, epoch: int) -> None:
         """Add a point to some series and write the file; points from this epoch on are replaced.
@@ -52,7 +65,7 @@ class Curves:
         for name, value in values.items():
             before = [point for point in found.get(name, []) if point[0] < epoch]
             found[name] = [*before, [float(epoch), value]]
-        write_json(self.path, self.points)
+        self.write()
 
     def outcome(self) -> dict[str, list[dict[str, Any]]]:
         """Return the curves as a record holds them."""
@@ -78,6 +91,7 @@ def record_curves(parser: Any, path: Path, *, data: PathLike) -> Curves:
     """
     curves = Curves(path)
     trainer = parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, curves.write)
     record_validation(curves, trainer, parser.get_parsed_content("validate#evaluator"))
     dataset = trainer.data_loader.dataset
     hidden = hidden_slices(dataset, data) if isinstance(dataset, SliceDataset) else None

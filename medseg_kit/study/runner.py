@@ -17,6 +17,7 @@ from typing import Any
 from medseg_kit import __version__
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.files import write_json, write_text
+from medseg_kit.registration.layout import registration_digest
 from medseg_kit.study.labels import data_digest
 from medseg_kit.study.spec import Job, RunSpec, Study, jobs
 from medseg_kit.study.stages import discard_training
@@ -110,7 +111,7 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
     and the package's version.
 
     Raises:
-        UserError: If the bundle or a data set does not exist.
+        UserError: If the bundle, a data set or a registration does not exist.
     """
     spec = job.spec
     folders = [item for item in (spec.data, spec.sites) if item is not None]
@@ -126,6 +127,11 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
         "data_sha256": {
             "training": [data_digest(item) for item in folders],
             "test": data_digest(study.test["data"]),
+            **{
+                name: registration_digest(path)
+                for name, path in spec.paths.items()
+                if name == "registration"
+            },
         },
     }
     digest = hashlib.sha256(json.dumps({**plan, "package": __version__}, sort_keys=True).encode())

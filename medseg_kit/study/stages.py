@@ -52,7 +52,8 @@ def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, 
         outcome = federate(job, run_dir, checkpoint_rule=checkpoint_rule)
     else:
         outcome = existing_weights(job)
-    outcome["seconds"] = round(time.perf_counter() - started, 3)
+    before = outcome.pop("seconds_before", 0.0)
+    outcome["seconds"] = round(before + time.perf_counter() - started, 3)
     write_json(done, outcome)
     return outcome
 
@@ -87,6 +88,7 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
         "selection": checkpoint_rule,
         "local_steps": int(step.global_step),
         "options": options_of(step),
+        "seconds_before": curves.seconds_before,
         **curves.outcome(),
     }
 

@@ -5,7 +5,7 @@ import torch
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointSaver, MeanSquaredError
 
-from medseg_kit.engines.handlers import Validation
+from medseg_kit.engines.handlers import Resume, Validation
 
 
 def batches(count):
@@ -14,7 +14,7 @@ def batches(count):
     return [{"image": x, "label": x.sum(1, keepdim=True)} for x in image]
 
 
-def make_trainer(folder, num_validation, epochs):
+def make_trainer(folder, num_validation, epochs, *, resume=False, rate=0.05):
     torch.manual_seed(0)
     network, device = torch.nn.Linear(3, 1), torch.device("cpu")
     evaluator = SupervisedEvaluator(
@@ -34,18 +34,20 @@ def make_trainer(folder, num_validation, epochs):
                 {"model": network},
                 save_key_metric=True,
                 key_metric_filename="model.pt",
+                key_metric_negative_sign=True,
             )
         ],
     )
     handler = Validation(evaluator, interval=2, last=network, path=folder / "model.pt")
+    resume = Resume(folder / "checkpoint.pt", {"network": network}, resume=resume)
     trainer = SupervisedTrainer(
         device=device,
         max_epochs=epochs,
         train_data_loader=batches(3),
         network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.05),
+        optimizer=torch.optim.SGD(network.parameters(), lr=rate),
         loss_function=torch.nn.MSELoss(),
-        train_handlers=[handler],
+        train_handlers=[handler, resume],
     )
     return trainer, evaluator
 
@@ -67,3 +69,19 @@ def test_validation__without_cases_keeps_the_last_weights(tmp_path, caplog, epoc
     kept = torch.load(tmp_path / "model.pt", weights_only=True)
     assert torch.equal(kept["weight"], trainer.network.weight)
     assert "no validation cases" in caplog.text
+
+
+def test_validation__best_weights_outlive_a_resumption(tmp_path):
+    trainer, evaluator = make_trainer(tmp_path, 2, epochs=2)
+    trainer.run()
+    best, kept = evaluator.state.best_metric, (tmp_path / "model.pt").read_bytes()
+
+    trainer, evaluator = make_trainer(tmp_path, 2, epochs=4, resume=True, rate=5.0)  # diverges
+    trainer.run()
+    assert evaluator.state.metrics["error"] > best
+    assert (evaluator.state.best_metric, evaluator.state.best_metric_epoch) == (best, 2)
+    assert (tmp_path / "model.pt").read_bytes() == kept
+
+    trainer, _ = make_trainer(tmp_path, 2, epochs=4, rate=5.0)  # not resumed: starts anew
+    trainer.run()
+    assert (tmp_path / "model.pt").read_bytes() != kept

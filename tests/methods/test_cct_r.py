@@ -8,12 +8,17 @@ from medseg_kit.engines.schedules import linear
 from medseg_kit.methods.cct_r import RegistrationSupervision, SupervisedContrast
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
 from medseg_kit.methods.feature_maps import FeatureMaps, canonical_pixels, unaugmented
+from medseg_kit.registration.mapping import _apply
 from medseg_kit.transforms.slices import SliceAugmentation
 from tests.methods.slice_training import CLASSES, SIZE, make_batch, pair, train
 
 
 class IdentityMaps:
     """All volumes lie on each other; voxels are (row, column, slice)."""
+
+    def __init__(self, reachable=tuple(range(4))):
+        self.has = torch.zeros(4, 4, dtype=torch.bool)
+        self.has[:, list(reachable)] = True
 
     def map_points(self, volume_from, volume_to, points):
         return points, torch.ones(len(points), dtype=torch.bool)
@@ -125,6 +130,37 @@ def test_ten_steps__all_terms_finite_and_the_bank_fills():
     assert [len(bank) for bank in step.terms[1].banks] == [4, 4]  # slice 0 of four volumes
 
 
+def test_positives__volumes_are_drawn_from_those_with_a_registration():
+    maps = IdentityMaps(reachable=[3])
+    contrast = SupervisedContrast(CLASSES, maps=maps, bank_size=9, share=1.0, num_volumes=1)
+    stored = F.normalize(torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    contrast.banks[0].put(torch.tensor([1, 2, 3]), torch.tensor([0, 0, 0]), stored)
+    anchors = torch.tensor([0, 10, 63])
+    found = enhanced(contrast, torch.zeros(3, 4), anchors)
+    torch.testing.assert_close(found, stored[2].flatten(1)[:, anchors].t(), atol=2e-3, rtol=0)
+
+
+def test_places__are_exact_under_autocast():
+    """Half precision would move points by more than a pixel."""
+    generator = torch.Generator().manual_seed(0)
+    anchors = torch.randint(0, 2 * 56 * 56, (50,), generator=generator)
+    matrix = torch.eye(2, 3).repeat(50, 1, 1) + 0.1 * torch.randn(50, 2, 3, generator=generator)
+    points, maps = 200 * torch.rand(50, 3, generator=generator), torch.randn(1, 2, 8, 8)
+    volume_matrix = torch.eye(3, 4).repeat(50, 1, 1) + 0.1
+
+    def places():
+        return (
+            canonical_pixels(anchors, (56, 56), (224, 224), matrix),
+            unaugmented(maps, matrix[:1], (224, 224)),
+            _apply(volume_matrix, points),
+        )
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = places()
+    for one, other in zip(places(), low, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_centres__of_all_pixels_or_of_all_others():
     flat = F.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     of_class, anchors = torch.tensor([0, 2, 3]), torch.tensor([3, 0])
@@ -152,7 +188,7 @@ def test_registered_labels__absent_or_of_labelled_images_only():
 
 
 def test_registered_labels__weight_follows_its_schedule():
-    term = RegistrationSupervision(schedule=linear(1.0, 0.0), total_steps=2)
+    term = RegistrationSupervision(schedule=linear(1.0, 0.0))
     step, network = CrossTeachingStep(total_steps=2, terms=[term]), pair()
     history = train(step, network, [with_registered(make_batch())] * 3, learning_rate=0.0)
     assert history[1]["registration"] < history[0]["registration"]

@@ -40,7 +40,7 @@ def test_uncertain__the_share_of_highest_entropy_shrinks_to_none():
     assert bool(found.certain[found.labelled].all())
     entropy = -(found.probabilities * found.probabilities.log()).sum(1)[~found.labelled]
     assert entropy[~unlabelled].min() >= entropy[unlabelled].max()
-    contrast.calls = 10
+    contrast.on_step_start(10, 10)
     assert bool(pixels(contrast).certain.all())
     assert bool(pixels(CertaintyContrast(CLASSES, 10, uncertain=0.0)).certain.all())
 
@@ -103,4 +103,3 @@ def test_state__banks_come_back():
     again.load_state_dict(copy.deepcopy(step.state_dict()))
     for scale, bank in step.terms[0].banks.items():
         assert torch.equal(again.terms[0].banks[scale].features, bank.features)
-    assert again.terms[0].calls == 3

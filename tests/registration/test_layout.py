@@ -22,7 +22,12 @@ def test_registered_labels__none_without_a_registration() -> None:
     assert registered_labels(None, DATA, ["a"]) is None
 
 
-@pytest.mark.parametrize("labelled", [["b"], "all", {"a_ED": None}, True])
+@pytest.mark.parametrize("labelled", [None, 2, "all"])
+def test_registered_labels__none_where_every_case_is_labelled(labelled) -> None:
+    assert registered_labels("reg", DATA[:3], labelled) is None
+
+
+@pytest.mark.parametrize("labelled", [["b"], "all", {"a_ED": None}])
 def test_registered_labels__of_other_subjects_are_never_taken(labelled) -> None:
     with pytest.raises(UserError, match="by the number of labelled subjects"):
         registered_labels("reg", DATA, labelled)
