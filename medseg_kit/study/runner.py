@@ -18,6 +18,7 @@ from medseg_kit import __version__
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.files import write_json, write_text
 from medseg_kit.registration.layout import registration_digest
+from medseg_kit.study.checks import TRAINING, check_runs
 from medseg_kit.study.labels import data_digest
 from medseg_kit.study.spec import Job, RunSpec, Study, jobs
 from medseg_kit.study.stages import discard_training
@@ -50,13 +51,15 @@ def run_study(
             from several threads.
 
     Raises:
-        UserError: If data are missing, or, after all other runs, if runs failed; names them.
+        UserError: If data, or a file, an id or a path of a run are missing, or, after all other
+            runs, if runs failed; names them.
     """
     folder = Path(out).absolute()
     report = on_job or (lambda job, state: logger.info("%s: %s", job.name, state))
     plans = {job.name: describe_job(study, job) for job in jobs(study)}
     write_json(folder / "study.json", asdict(study))
     done = finished_records(folder, {name: plan["identity"] for name, plan in plans.items()})
+    check_runs({job.spec.name: job.spec for job in jobs(study) if job.name not in done}.values())
     failures: dict[str, str] = {}
     recording = threading.Lock()
 
@@ -146,8 +149,7 @@ def config_files(spec: RunSpec) -> list[Path]:
     """Return the configuration files of a bundle that a run uses."""
     if spec.bundle is None:
         return []
-    training = {"train": ["train.yaml"], "federate": ["train.yaml", "federated.yaml"]}
-    names = [*training.get(spec.mode, []), *spec.overlays, "inference.yaml"]
+    names = [*TRAINING.get(spec.mode, []), *spec.overlays, "inference.yaml"]
     folder = resolve_bundle(spec.bundle) / "configs"
     return [folder / name for name in [*names, *spec.inference.get("overlays", ())]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,17 @@ import yaml
 from medseg_kit.metrics.policy import EMPTY_MASK_SCORES
 from medseg_kit.typing import PathLike, UserError
 
+# What an entry holds, of the study or of a run: a list (or its only item), or a mapping with ...
+LISTS = ("seeds", "label_budgets", "overlays", "command", "organs")
+# ... these keys; with any where it names none.
+MAPPINGS: Mapping[str, tuple[str, ...]] = {
+    "test": ("data", "section"),
+    "budget": ("local_steps",),
+    "sweep": ("name", "values"),
+    "inference": ("overlays", "overrides"),
+    "overrides": (),
+    "paths": (),
+}
 LABEL_ORDERS = ("listed", "seeded")
 MODES = ("train", "federate", "evaluate", "command")
 CHECKPOINT_RULES = ("best_validation", "last")
@@ -185,23 +196,25 @@ class _Reader:
         bundle = content.get("bundle")
         values = {key: value for key, value in content.items() if key != "bundle"}
         self._check_keys(values, Study, "the study", hidden="folder")
-        runs = tuple(self.run(entry, bundle) for entry in content["runs"] or ())
+        values = self._settled(values, "the study")
+        entries = content["runs"] or ()
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(f"{self.file}: `runs` must be a list of mappings with a `name`")
+        runs = tuple(self.run(entry, bundle) for entry in entries)
         names = [run.name for run in runs]
         if not runs or len(set(names)) < len(names):
             raise UserError(
                 f"{self.file}: `runs` needs at least one run, and distinct names: {names}"
             )
-        if not isinstance(content["test"], dict) or "data" not in content["test"]:
+        if "data" not in content["test"]:
             raise UserError(f"{self.file}: `test` needs `data`, a prepared data set")
         test = {"section": "test", **content["test"], "data": self._path(content["test"]["data"])}
+        self._whole_numbers("seeds", values.get("seeds", ()))
+        self._whole_numbers("label_budgets", values.get("label_budgets", ()), or_none=True)
         if isinstance(values.get("printed"), str):
             values["printed"] = self._rows(values["printed"])
-        lists: dict[str, Any] = {
-            key: tuple(values[key])
-            for key in ("seeds", "label_budgets", "printed")
-            if key in values
-        }
-        settled: dict[str, Any] = {"name": self.file.stem, **values, **lists}
+        values["printed"] = tuple(values.get("printed", ()))
+        settled: dict[str, Any] = {"name": self.file.stem, **values}
         study = Study(
             **{**settled, "runs": runs, "test": test, "folder": str(self.file.parent.absolute())}
         )
@@ -210,10 +223,6 @@ class _Reader:
         self._choice("label_order", study.label_order, LABEL_ORDERS)
         if study.reference is not None:
             self._choice("reference", study.reference, tuple({run.method for run in runs}))
-        if unknown := set(study.budget) - {"local_steps"}:
-            raise UserError(
-                f"{self.file}: unknown budget {sorted(unknown)}; it may say local_steps"
-            )
         self._check_printed(study)
         return study
 
@@ -224,7 +233,7 @@ class _Reader:
                 f"{self.file}: a run needs a `name` of letters, digits, - and _, got {name!r}"
             )
         self._check_keys(entry, RunSpec, f"run {name}")
-        values = {"bundle": bundle, "method": name, **entry}
+        values = {"bundle": bundle, "method": name, **self._settled(entry, f"run {name}")}
         for key in ("overlays", "command", "organs"):
             if values.get(key) is not None:
                 values[key] = tuple(str(item) for item in values[key])
@@ -246,7 +255,33 @@ class _Reader:
         return run
 
     def _path(self, value: Any) -> str:
-        return str((self.file.parent / str(value)).resolve())
+        # not resolved: a link to the data is the same place in the study on every machine
+        return os.path.abspath(self.file.parent / str(value))  # noqa: PTH100 - resolve follows links
+
+    def _settled(self, content: Mapping[str, Any], what: str) -> dict[str, Any]:
+        """Return entries with single items as lists; refuse mappings that are none or unknown."""
+        values = dict(content)
+        for key, value in content.items():
+            if key in LISTS and value is not None:
+                values[key] = tuple(value) if isinstance(value, list | tuple) else (value,)
+            if key not in MAPPINGS:
+                continue
+            if not isinstance(value, dict):
+                raise UserError(f"{self.file}: `{key}` of {what} must be a mapping, got {value!r}")
+            known = MAPPINGS[key]
+            if known and (unknown := sorted(set(value) - set(known))):
+                raise UserError(
+                    f"{self.file}: `{key}` of {what} has unknown entries {unknown}; known:"
+                    f" {sorted(known)}"
+                )
+            values[key] = self._settled(value, f"{key} of {what}") if known else value
+        return values
+
+    def _whole_numbers(self, key: str, values: Sequence[Any], *, or_none: bool = False) -> None:
+        for value in values:
+            if (value is None and or_none) or (type(value) is int and value >= 0):
+                continue
+            raise UserError(f"{self.file}: `{key}` holds {value!r}; it takes whole numbers")
 
     def _choice(self, what: str, value: str, choices: tuple[str, ...]) -> None:
         if value not in choices:

@@ -54,11 +54,35 @@ def test_jobs__configurations_budgets_seeds(tmp_path):
         ({"policy": "kind"}, "policy is 'kind'"),
         ({"reference": "nothing"}, "reference is 'nothing'"),
         ({"budget": {"hours": 3}}, "local_steps"),
+        ({"budget": 1500}, "`budget` of the study must be a mapping, got 1500"),
+        ({"test": {"data": "d", "sectoin": "validation"}}, r"unknown entries \['sectoin'\]"),
+        ({"test": "d"}, "`test` of the study must be a mapping"),
+        ({"seeds": ["one"]}, "`seeds` holds 'one'"),
+        ({"label_budgets": [1.5]}, "`label_budgets` holds 1.5"),
+        ({"runs": ["local"]}, "`runs` must be a list of mappings"),
+        ({"runs": [RUN | {"inference": {"overlay": []}}]}, r"unknown entries \['overlay'\]"),
+        ({"runs": [RUN | {"inference": "a.yaml"}]}, "`inference` of run local must be a mapping"),
+        ({"runs": [RUN | {"overrides": ["x"]}]}, "`overrides` of run local must be a mapping"),
     ],
 )
 def test_load_study__mistakes_are_named(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         load_study(write(tmp_path, **changes))
+
+
+def test_load_study__a_single_item_is_a_list(tmp_path):
+    run = RUN | {"overlays": "methods/a.yaml", "inference": {"overlays": "methods/b.yaml"}}
+    study = load_study(write(tmp_path, seeds=3, label_budgets=7, runs=[run]))
+    assert (study.seeds, study.label_budgets) == ((3,), (7,))
+    assert study.runs[0].overlays == ("methods/a.yaml",)
+    assert study.runs[0].inference == {"overlays": ("methods/b.yaml",)}
+
+
+def test_load_study__a_link_to_the_data_is_their_place(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "site").symlink_to(tmp_path / "elsewhere")
+    study = load_study(write(tmp_path))
+    assert study.portable(study.runs[0])["data"] == "site"
 
 
 def test_load_study__missing_file(tmp_path):
