@@ -85,6 +85,15 @@ def readiness(root: Path) -> str | None:
     return problems[0] if problems else None
 
 
+def awaits_training(root: Path) -> bool:
+    """Return whether a bundle says that it ships no weights, and composes."""
+    inference, problems = _compose(root, ["inference.yaml"])
+    if inference is None or problems:
+        return False
+    has_weights = (root / "models" / "model.pt").is_file()
+    return not has_weights and inference["_meta_"].get("trained_weights", True) is False
+
+
 def overlay_files(root: Path) -> list[str]:
     """Return the overlays on ``train.yaml`` that a bundle has, method overlays included."""
     configs = root / "configs"

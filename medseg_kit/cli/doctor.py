@@ -25,7 +25,8 @@ def doctor() -> int:
         medseg doctor
 
     Returns:
-        0 when every required package is there and every bundle found would run, else 1.
+        0 when every required package is there and every bundle found would run, or says that it
+        ships no weights; else 1.
     """
     lines, complete = _packages()
     print("\n".join([f"medseg_kit {__version__} on Python {platform.python_version()}", *lines]))
@@ -89,7 +90,7 @@ def _optional_parts() -> list[str]:
 def _bundles() -> bool:
     """Print one line a bundle; return whether all of them would run."""
     from medseg_kit.bundle.paths import BUNDLES_VARIABLE, bundle_folders, list_bundles
-    from medseg_kit.bundle.verify import readiness
+    from medseg_kit.bundle.verify import awaits_training, readiness
 
     bundles = list_bundles()
     searched = ", ".join(str(folder) for folder in bundle_folders())
@@ -99,6 +100,9 @@ def _bundles() -> bool:
     runs = True
     for name, root in bundles.items():
         problem = readiness(root)
+        if problem is not None and awaits_training(root):
+            print(f"  {name:<28} ships no weights: train it first, see its docs/README.md")
+            continue
         state = "runs" if problem is None else problem.replace(f"{root}{os.sep}", "")
         print(f"  {name:<28} {state}")
         runs = runs and problem is None

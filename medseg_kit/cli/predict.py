@@ -62,6 +62,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     from medseg_kit.cli.overrides import parse_overrides
     from medseg_kit.inference.device import select_device
     from medseg_kit.inference.weights import check_weights_exist
+    from medseg_kit.typing import UserError
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = {
@@ -84,6 +85,8 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
         **{f"predictor#options#{key}": value for key, value in options.items()},
     }
     files = ["inference.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]
+    if (support or support_label) and "support" not in load_config(bundle, files):
+        raise UserError(f"{bundle} is no one-shot bundle: it takes no --support")
     parser = load_config(bundle, files, overrides=overrides)
     checkpoint = parser.get_parsed_content("checkpoint")
     if checkpoint is not None:  # an overlay may need none

@@ -11,7 +11,7 @@ def study(runs: str, *, out: str, parallel: int = 1) -> int:
     Writes OUT/records.jsonl, OUT/comparison.txt and OUT/runs/.
 
     Args:
-        runs: Study file (YAML); see the documentation of medseg_kit.study.spec.
+        runs: Study file (YAML); `python -m pydoc medseg_kit.study.spec` lists its entries.
         out: Folder for records, weights and predictions.
         parallel: Runs at the same time; set OMP_NUM_THREADS to the processor cores of each.
 
@@ -19,7 +19,7 @@ def study(runs: str, *, out: str, parallel: int = 1) -> int:
         0 when every run is recorded and all spent the stated budget, 1 when the budgets differ.
 
     Example:
-        medseg study studies/hippocampus.yaml --out runs/hippocampus
+        medseg study scripts/studies/hippocampus_segviz.yaml --out runs/hippocampus
     """
     import logging
     from pathlib import Path

@@ -30,7 +30,8 @@ def superpixels(
         0.
 
     Example:
-        medseg superpixels abdomen_multimodal_cowpro --data prepared/btcv --jobs 2
+        medseg superpixels abdomen_multimodal_cowpro --data prepared/one_shot/sites/client-ct
+            --jobs 2
     """
     from pathlib import Path
 

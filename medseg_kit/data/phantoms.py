@@ -24,6 +24,7 @@ from medseg_kit.data.phantom_anatomy import (
 from medseg_kit.data.phantom_image import Scanner, draw_phantom
 from medseg_kit.data.phantom_recipe import Recipe, Size, raw_manifest
 from medseg_kit.data.readers import NIFTI_SUFFIX
+from medseg_kit.data.records import SITES_FOLDER
 from medseg_kit.data.volumes import file_sha256, save_volume
 from medseg_kit.typing import PathLike, UserError
 
@@ -133,12 +134,15 @@ def write_phantom_sites(  # noqa: PLR0913 - the options of a command line
         "training": patients_per_site - num_validation,
         "validation": num_validation,
     }
+    names = [f"site-{organ.replace(' ', '-')}" for organ in organs]
+    for folder in [Path(out_dir) / OUTSIDE, *(Path(out_dir) / SITES_FOLDER / n for n in names)]:
+        if folder.exists():  # before anything is written: no mixture of two sets
+            raise UserError(f"{folder} exists; choose another folder")
     folders = {}
-    for index, organ in enumerate(organs):
-        site = f"site-{organ.replace(' ', '-')}"
+    for index, (organ, site) in enumerate(zip(organs, names, strict=True)):
         scanner = site_scanner(index, modality=modality)
         recipe = Recipe(tuple(organs), size, anatomy, scanner, (seed, index))
-        folder = Path(out_dir) / "sites" / site
+        folder = Path(out_dir) / SITES_FOLDER / site
         annotated = organs if num_support else [organ]
         folders[site] = _write_prepared(folder, recipe, sections, site=site, annotated=annotated)
     scanner = site_scanner(None, modality=modality)

@@ -141,7 +141,8 @@ class VolumeSlices:
         if float(values.max()) >= self.num_classes:
             raise UserError(
                 f"{path} holds the value {float(values.max()):g}; the network has the classes 0 to"
-                f" {self.num_classes - 1}, prepare the data with a view of its organs"
+                f" {self.num_classes - 1}: number its organs so, or prepare the data with a view of"
+                " them"
             )
         slices = values.movedim(1 + axis, 0).to(torch.uint8)
         return resize_slices(slices, self.size, interpolation="nearest")[:, 0].contiguous()
@@ -153,4 +154,4 @@ def _check_file(path: Path) -> None:
             f"{path} is a folder; one image file is needed: convert a DICOM series to NIfTI first"
         )
     if not path.is_file():
-        raise UserError(f"{path} does not exist; prepare the data again")
+        raise UserError(f"{path} does not exist; check its name, or prepare the data again")

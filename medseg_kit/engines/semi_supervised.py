@@ -48,10 +48,9 @@ class SemiSupervisedStep(TrainStep):
 
     Args:
         supervised_loss: ``(logits, label) -> loss`` of the labelled images; half of cross-entropy
-            plus Dice if None (the SSL4MIS code; the papers of MCSCv2 and CCT-R print their sum,
-            register entry A5).
+            plus Dice if None (the SSL4MIS code; the papers of MCSCv2 and CCT-R print their sum).
         consistency: Weight of the unsupervised loss when the ramp has reached 1.
-        ramp: Ramp of that weight: SSL4MIS's if None (A6), `gaussian_ramp` in the papers.
+        ramp: Ramp of that weight: SSL4MIS's if None, `gaussian_ramp` in the papers.
         consistency_start: Steps without any unsupervised loss.
         teacher: Moving average that follows the weights after each step, for the methods that have
             one; its state is part of the step's.

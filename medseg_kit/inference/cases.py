@@ -73,6 +73,11 @@ def find_cases(
         cases = _from_datalist(path, section)
     elif path.is_dir():
         listed = [path / name for name in DATALIST_NAMES if (path / name).is_file()]
+        if section is not None and not listed:
+            raise UserError(
+                f"{source} has no sections, so there is no {section!r}: leave the section out, or"
+                " give a prepared data set"
+            )
         cases = _from_datalist(listed[0], section) if listed else _from_folder(path, skip)
     elif path.is_file():
         cases = _named(path.parent, [path])

@@ -115,7 +115,7 @@ def find_parts(
     - ``body``: the relative position inside the body's extent. Right only for scans that cover the
       same length.
     - ``whole``: no place at all. The whole query is cut into three parts, and no slice is left out,
-      as the text of FedCoWPro has it (register A23).
+      as the text of FedCoWPro has it.
 
     With several support scans the extents are those of all scans, averaged in the query.
 

@@ -41,6 +41,7 @@ def check_weights_exist(checkpoint: PathLike) -> None:
     if not config.is_file():
         raise UserError(f"{path} does not exist; give a file of trained weights (a state dict)")
     raise UserError(
-        f"{path} does not exist: the bundle has no trained weights. Train it with: "
-        f"python -m monai.bundle run --config_file {config} --dataset_dir DATA"
+        f"{path} does not exist: the bundle has no trained weights. Train it with: python -m"
+        f" monai.bundle run --config_file {config} --dataset_dir DATA --output_dir RUN, and give"
+        " --weights RUN/model.pt"
     )

@@ -52,7 +52,7 @@ class RegistrationSupervision(TimedTerm):
     """Registered labels as the target of unlabelled images, for every branch (RSL).
 
     Args:
-        weight: Weight of the term (register A17: 1).
+        weight: Weight of the term (1).
         schedule: Factor on it over the steps, for example `linear(1, 0)`; constant if None.
     """
 
@@ -85,8 +85,8 @@ class SupervisedContrast:
 
     Args:
         num_classes: ``1 + K``.
-        scale: Scale of the features (register A13).
-        weight: Weight of the term; counts ``factor`` times (A40).
+        scale: Scale of the features.
+        weight: Weight of the term; counts ``factor`` times.
         factor: 2: both branches' losses hold it, the mean over both branches.
         confidence: Least probability of an anchor's class.
         num_anchors: Most anchors a class.
@@ -94,8 +94,8 @@ class SupervisedContrast:
         temperature: Divides the similarities.
         maps: Point maps between the volumes; without them there is no REPS.
         bank_size: Feature maps kept a branch (a fifth of the training slices).
-        share: Weight of the registered part of a positive (A38).
-        exclude_self: Leave an anchor out of its own class' mean (A62: the text of the thesis says
+        share: Weight of the registered part of a positive.
+        exclude_self: Leave an anchor out of its own class' mean (the text of the thesis says
             "all other pixels", its equation averages all).
         num_volumes: Other volumes looked at a step, drawn at random from those to which an image of
             the batch is registered (ours); all of them if None (the thesis).

@@ -43,7 +43,7 @@ class CoWProStep(TrainStep):
         edge_weight: Weight of the edge Dice loss; 1 there too.
         edge_denominator: See `edge_dice`.
         tversky_weight: Weight of a soft Tversky loss (0.3 for what is found too much, 0.7 for what
-            is missed). CoWPro's code has it on hard labels, where it trains nothing (register A18),
+            is missed). CoWPro's code has it on hard labels, where it trains nothing,
             so it is left out unless asked for.
         window: Side of a prototype's cell in pixels of the features.
         freeze_norm: Normalise by the statistics that the network came with, instead of those of the

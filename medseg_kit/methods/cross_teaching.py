@@ -32,7 +32,7 @@ class CrossTeachingStep(SemiSupervisedStep):
     Needs a `DualNetwork`. Leaves both branches in ``batch["branches"]`` for contrast terms.
 
     Args:
-        teaching_loss: "dice" (cross teaching) or "cross_entropy" (CPS, register entry A39).
+        teaching_loss: "dice" (cross teaching) or "cross_entropy" (CPS).
         ema_decay: If given, the classes come from a moving average of both students, of this decay,
             instead of from the students themselves (ours; the papers have no teacher here).
         **options: Those of `SemiSupervisedStep`.

@@ -2,7 +2,7 @@
 
 Xu and Niethammer, "DeepAtlas: joint semi-supervised learning of image registration and
 segmentation", MICCAI 2019 (https://arxiv.org/abs/1904.08465). The thesis re-implemented it in 2-D
-without details (register A49). Ours pairs slices of one batch at about the same relative height,
+without details. Ours pairs slices of one batch at about the same relative height,
 has weights of 1, and updates both networks at every step, each with the other held fixed by a
 stop-gradient, where DeepAtlas updates them in turn.
 """

@@ -1,8 +1,8 @@
 """GLCL's local contrast inside cross teaching, as the thesis compares it with MCSC.
 
 Hu et al., "Semi-supervised contrastive learning for label-efficient medical image segmentation",
-MICCAI 2021 (https://arxiv.org/abs/2109.07407). The thesis states neither weight nor sampling
-(register A48): MCSC's groups and weight are taken; the global pre-training stage is left out.
+MICCAI 2021 (https://arxiv.org/abs/2109.07407). The thesis states neither weight nor
+sampling: MCSC's groups and weight are taken; the global pre-training stage is left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LocalContrast:
         stride: Distance of the pixels of "stride".
         num_groups: Groups of "block" a step, drawn at random; all of them if None.
         weight: Weight of the term; counts ``factor`` times.
-        factor: 2: both branches' losses hold it (register A40).
+        factor: 2: both branches' losses hold it.
         temperature: Divides the similarities.
 
     Raises:

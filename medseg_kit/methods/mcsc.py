@@ -30,15 +30,15 @@ class BalancedContrast(TimedTerm):
     image is labelled, else what the other branch says.
 
     Args:
-        patches: Scale -> side of a patch in pixels of that scale, for 224 px (register A8, A9).
+        patches: Scale -> side of a patch in pixels of that scale, for 224 px.
         weight: Weight of the term, added to both branches' losses.
-        factor: How often it counts in the joint loss (register A40: both branches, so 2).
-        unlabelled_start: First steps, in which labelled images alone are contrasted (A40: the
+        factor: How often it counts in the joint loss (both branches, so 2).
+        unlabelled_start: First steps, in which labelled images alone are contrasted (the
             public code's 3,000).
         balanced: Equal weight of classes; off for the unbalanced loss of the ablation (SCL).
         discard_background: No background anchors (DB of the ablation).
         crossed: Labels from the other branch; off for a branch's own (CroLab of the ablation).
-        grid_minus_one: One patch fewer along each axis, as in the public code (A8).
+        grid_minus_one: One patch fewer along each axis, as in the public code.
         num_groups: Groups a scale and step, drawn at random; all of them if None (the paper).
         temperature: Divides the similarities.
         precision: "full" or "bf16" products.

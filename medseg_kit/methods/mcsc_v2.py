@@ -1,6 +1,6 @@
 """MCSCv2: cross teaching with a certainty-guided, class-balanced contrast and a memory bank.
 
-Chapter 5 of the thesis; written from it alone (register entry A66).
+Chapter 5 of the thesis; written from it alone.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ class CertaintyContrast(TimedTerm):
     """The contrastive term of MCSCv2, under a method with two branches and projections.
 
     A pixel's class and distribution come from the ground truth and its own branch where the image
-    is labelled, else from the branch that teaches it (register A10).
+    is labelled, else from the branch that teaches it.
 
     Args:
         num_classes: ``1 + K``.
         total_steps: Over which the uncertain share falls to 0, until a training step says its own.
-        scales: Scales to contrast (A9); each has its own bank.
-        weight: Weight of the term; counts ``factor`` times (A40).
+        scales: Scales to contrast; each has its own bank.
+        weight: Weight of the term; counts ``factor`` times.
         factor: 2: both branches' losses hold it.
-        uncertain: Share of the unlabelled pixels that counts as uncertain at the start (A11).
+        uncertain: Share of the unlabelled pixels that counts as uncertain at the start.
         confidence: Least probability of an anchor's class.
         low_rank: A class of this rank or later is unlikely, for labelled and certain pixels.
-        high_rank: The same for uncertain pixels (2 on ACDC, 7 on Synapse; A12).
+        high_rank: The same for uncertain pixels (2 on ACDC, 7 on Synapse).
         num_anchors: Most anchors a class.
         num_keys: Most negatives a class.
         bank_size: Features a class (60,000 in the paper); no bank if 0, keys come from the batch.

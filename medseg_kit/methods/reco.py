@@ -1,7 +1,7 @@
 """ReCo's regional contrast inside cross teaching, as the thesis compares it with MCSC.
 
 Liu et al., "Bootstrapping semantic segmentation with regional contrast", ICLR 2022
-(https://arxiv.org/abs/2104.04465). The thesis states neither weight nor features (register A48).
+(https://arxiv.org/abs/2104.04465). The thesis states neither weight nor features.
 """
 
 from __future__ import annotations

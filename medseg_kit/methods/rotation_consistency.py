@@ -1,7 +1,7 @@
 """Rotation consistency of one network: SSL4MIS's "DCT".
 
 Not the two-network adversarial deep co-training (Qiao et al., ECCV 2018) after which SSL4MIS and
-the papers that compare with it name it (register entry A16).
+the papers that compare with it name it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from medseg_kit.transforms.planes import through_plane
 from medseg_kit.typing import PathLike, UserError
 
 Spacing = tuple[float, float, float]
-# Cine cardiac MR whose headers have lost the spacing (algorithms.md 4.2)
+# Cine cardiac MR whose headers have lost the spacing
 IN_PLANE_MM, THICK_MM, THIN_MM, MANY_SLICES = 1.5, 10.0, 5.0, 12
 _CARDIAC = ("ventricle", "myocardium")
 
@@ -93,7 +93,7 @@ def read_cases(
         dataset_dir: Prepared data set.
         labelled: Label budget of the training section, see `labelled_flags`.
         per_case: Register the first frame of each subject and use its transforms for the others
-            too (as the cost statement of the thesis has it, register A19).
+            too (as the cost statement of the thesis has it).
         nominal_spacing: Voxel size in mm along the stored axes, where the data set has lost it.
 
     Raises:

@@ -32,7 +32,7 @@ class Rule:
             ablation without selection).
         rmse_weight: Weight of the RMSE in the score.
         information_weight: Weight of the mutual information, negative because it is a similarity
-            and the smallest score wins (register A37).
+            and the smallest score wins.
 
     Raises:
         UserError: For another ``choice``.

@@ -39,7 +39,7 @@ class SliceAugmentation:
             in a mirrored image.
         crop: Share of the image's side that a random window keeps, at most 1; it fills the image
             after the rule. Whole slices if None, as in the papers' code (the thesis speaks of
-            random cropping, register A15).
+            random cropping).
         intensity: Strength of the changes of intensity, 0 for none; see `vary_intensity`.
         interpolation: How images are sampled, "bilinear" or "nearest" (the papers' code). Labels
             are sampled by the nearest pixel. What comes from outside is 0.

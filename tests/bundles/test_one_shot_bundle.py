@@ -94,7 +94,7 @@ def test_superpixels__take_the_settings_of_the_site(repository, tmp_path, capsys
 )
 @pytest.mark.parametrize("name", ["abdomen_multimodal_cowpro", "pelvis_mr_cowpro"])
 def test_published__is_the_papers_federation(repository, name, method, cap, weight):
-    """algorithms.md 6.3: 100 rounds of one local epoch, SGD 1e-3 x 0.96 a round, batch 1."""
+    """100 rounds of one local epoch, SGD 1e-3 x 0.96 a round, batch 1."""
     files = ["train.yaml", "federated.yaml", f"methods/{method}.yaml"]
     config = load_config(repository / "bundles" / name, files).get()
     assert (config["num_rounds"], config["local_epochs"], config["batch_size"]) == (100, 1, 1)

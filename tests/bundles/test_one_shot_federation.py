@@ -60,7 +60,7 @@ def test_flare__gives_the_weights_of_one_process(repository, sites, tmp_path, mo
 
 
 def test_weights__are_those_of_slices_used():
-    """algorithms.md 10.10: 1,500 and 500 slices weigh 2/3 and 1/3 capped, 3/4 and 1/4 uncapped."""
+    """1,500 and 500 slices weigh 2/3 and 1/3 capped, 3/4 and 1/4 uncapped."""
     from medseg_kit.data.episodes import EpisodeLoader
 
     for cap, expected in ((1000, 2 / 3), (None, 3 / 4)):

@@ -24,7 +24,7 @@ from tests.data.conftest import tiny_manifest
 NAMES = manifest_names()
 DATASETS = [name for name in NAMES if isinstance(load_manifest(name), Manifest)]
 ABDOMEN = ("liver", "spleen", "pancreas", "kidneys")
-# Labelled cases of the public sets, algorithms.md 7.4.
+# Labelled cases of the public sets
 PUBLIC = {"msd_liver": 131, "msd_spleen": 41, "msd_pancreas": 281, "kits19": 210}
 
 

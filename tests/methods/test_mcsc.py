@@ -34,7 +34,7 @@ def test_groups__golden_counts_and_every_patch_once(side, patch, groups):
 
 
 def test_groups__features_and_labels_stay_together():
-    """The public code pairs patches and labels in different orders (register A57)."""
+    """The public code pairs patches and labels in different orders."""
     labels = torch.arange(4 * 64).reshape(4, 1, 8, 8).float()
     features = labels.repeat(1, 3, 1, 1) * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
     order = random_order(4, 4, labels.device)
