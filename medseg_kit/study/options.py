@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+from pydoc import locate
 from typing import Any
+
+from monai.bundle import ConfigComponent
 
 from medseg_kit.bundle.config import parameter_names
 
@@ -41,6 +45,30 @@ def options_of(component: Any) -> Any:
     return described | {
         name: options_of(getattr(component, name)) for name in arguments if hasattr(component, name)
     }
+
+
+def describe_component(item: Any) -> Any:
+    """Return the arguments of a configuration's component that is resolved but not built.
+
+    Args:
+        item: ``parser.get_parsed_content(id, instantiate=False)``, or what stands in one.
+
+    Returns:
+        ``{"type": ..., argument: value, ...}``, with the plain defaults of what is not given.
+    """
+    if isinstance(item, ConfigComponent):
+        given = {key: value for key, value in item.get_config().items() if key[:1] != "_"}
+        target = item.resolve_module_name()
+        found = locate(target) if isinstance(target, str) else target
+        parameters = inspect.signature(found).parameters.values() if callable(found) else ()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        described = {key: describe_component(value) for key, value in (defaults | given).items()}
+        return {"type": str(target), **described}
+    if isinstance(item, list | tuple):
+        return [describe_component(value) for value in item]
+    if isinstance(item, dict):
+        return {str(key): describe_component(value) for key, value in item.items()}
+    return options_of(item)
 
 
 def _name(kind: Any) -> str:

@@ -15,13 +15,15 @@ from medseg_kit.files import write_json
 from medseg_kit.report.ledger import metric_curves, of_type, read_ledger
 from medseg_kit.study.evaluation import evaluate_predictions
 from medseg_kit.study.labels import limit_labels
-from medseg_kit.study.options import options_of
+from medseg_kit.study.options import describe_component, options_of
 from medseg_kit.study.references import find_references
 from medseg_kit.study.spec import Job
 from medseg_kit.typing import UserError
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
+
+SLICES = ("image_size", "window", "intensity", "orientation", "interpolation", "direction")
 
 
 def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, 
 
     Returns:
         `weights` (path), `selection`, `local_steps`, `seconds`, `curves`, and of a training
-        `options` (of its step) and `pseudo_labels`.
+        `options` (of its step, network, augmentation and slices) and `pseudo_labels`.
 
     Raises:
         UserError: If the configuration or the data cannot be used.
@@ -79,6 +81,8 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     overrides |= {**job.spec.overrides, **job.spec.paths}
     parser = load_config(str(job.spec.bundle), files, overrides=overrides)
     parser.get_parsed_content("initialize")
+    # of a parser of its own: what is looked up without being built stays so
+    components = describe_components(load_config(str(job.spec.bundle), files, overrides=overrides))
     curves = record_curves(parser, out / "curves.json", data=str(job.spec.data))
     parser.get_parsed_content("run")
     parser.get_parsed_content("finalize")
@@ -87,10 +91,30 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
         "weights": str(chosen_weights(parser, out, checkpoint_rule)),
         "selection": checkpoint_rule,
         "local_steps": int(step.global_step),
-        "options": options_of(step),
+        "options": {**options_of(step), **components},
         "seconds_before": curves.seconds_before,
         **curves.outcome(),
     }
+
+
+def describe_components(parser: ConfigParser) -> dict[str, Any]:
+    """Return what a training depends on beside its step, as far as its configuration has it.
+
+    The network with all its switches, the augmentation, and how slices are cut; of a data set no
+    path and no name.
+
+    Args:
+        parser: A composed train.yaml, of which nothing will be built.
+    """
+    found: dict[str, Any] = {}
+    for name, key in (("network", "network_def"), ("augmentation", "train#augmentation")):
+        if key in parser:
+            item = parser.get_parsed_content(key, instantiate=False)
+            found[name] = describe_component(item)
+    if "train#dataset" in parser:
+        dataset = describe_component(parser.get_parsed_content("train#dataset", instantiate=False))
+        found["slices"] = {key: dataset[key] for key in SLICES if key in dataset}
+    return found
 
 
 def chosen_weights(parser: Any, out: Path, checkpoint_rule: str) -> Path:

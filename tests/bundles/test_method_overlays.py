@@ -87,6 +87,16 @@ def test_overlay__learns_and_its_weights_are_deployed(name, overlay):
         assert network.eval()(batches[0]["image"]).shape == (4, 4, size, size)
 
 
+@pytest.mark.parametrize(
+    ("name", "overlay"), [item for item in OVERLAYS if item[0] in ("mcsc", "mcsc_v2", "cct_r")]
+)
+def test_overlay__goes_after_the_published_profile(name, overlay):
+    files = ["train.yaml", "methods/published.yaml", f"methods/{overlay}"]
+    parser = configuration(FAMILIES[name], *files, size=SIZE)
+    parser["transformer"] = None  # the step and its terms are built, not the networks
+    assert parser.get_parsed_content("train#step").total_steps == 40_000
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_family__the_twin_has_the_same_overlays(name):
     first, *others = (

@@ -6,8 +6,15 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from medseg_kit.bundle.config import load_config
 from medseg_kit.study.spec import Job, RunSpec
-from medseg_kit.study.stages import chosen_weights, existing_weights, parts_of, predict
+from medseg_kit.study.stages import (
+    chosen_weights,
+    describe_components,
+    existing_weights,
+    parts_of,
+    predict,
+)
 from medseg_kit.typing import UserError
 from tests.study.conftest import write_datalist
 
@@ -69,3 +76,21 @@ def test_predict__a_one_shot_bundle_uses_each_sites_own_support(dataset, monkeyp
 
     write_datalist(folder / "sites" / "south", test=[])  # one case would be left out
     assert parts_of(test) == [str(folder)]
+
+
+def test_describe_components__network_augmentation_and_slices_without_paths(repository):
+    parser = load_config(
+        repository / "bundles" / "cardiac_mr_csunet",
+        ["train.yaml"],
+        overrides={"network_def#ffn": "residual", "network_def#dsf": False, "rule": "rotate"},
+    )
+    found = describe_components(parser)
+    network = found["network"]
+    assert (network["ffn"], network["layerscale_init"], network["embed_dim"]) == (
+        "residual",
+        1e-6,
+        48,
+    )
+    assert found["augmentation"]["rule"] == "rotate"
+    assert found["slices"]["image_size"] == 128
+    assert str(repository) not in json.dumps(found)
