@@ -232,20 +232,20 @@ def _of_its_modality(volume: torch.Tensor, supports: Sequence[SupportPrototypes]
 
 
 def _warnings(volume: torch.Tensor, axis: int, support: SupportPrototypes) -> list[str]:
-    """Return, and log, what to know about a query: organs not to be found, slices of other size."""
+    """Return what to know about a query: organs not looked for, slices of other size (logged)."""
     found = [f"the support has no {organ}: it is not looked for" for organ in support.missing]
     if isinstance(volume, MetaTensor):  # else no voxel size
         sides = field_of_view(volume, axis)
         fields = zip(*(scan.field_of_view for scan in support.scans), strict=True)
         usual = tuple(sum(field) / len(field) for field in fields)
         if any(max(a, b) > _FIELD_RATIO * min(a, b) for a, b in zip(sides, usual, strict=True)):
-            found.append(
+            text = (
                 f"the query's field of view is {_sides(sides)} mm, the support's {_sides(usual)}:"
                 " slices are compared by their share of it, so organs differ in size or shape; crop"
                 " one of them"
             )
-    for text in found:
-        logger.warning(text)
+            logger.warning(text)
+            found.append(text)
     return found
 
 

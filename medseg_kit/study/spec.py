@@ -209,11 +209,11 @@ class _Reader:
         if "data" not in content["test"]:
             raise UserError(f"{self.file}: `test` needs `data`, a prepared data set")
         test = {"section": "test", **content["test"], "data": self._path(content["test"]["data"])}
-        self._whole_numbers("seeds", values.get("seeds", ()))
+        self._whole_numbers("seeds", values.get("seeds", (0,)) or (None,))
         self._whole_numbers("label_budgets", values.get("label_budgets", ()), or_none=True)
         if isinstance(values.get("printed"), str):
             values["printed"] = self._rows(values["printed"])
-        values["printed"] = tuple(values.get("printed", ()))
+        values["printed"] = tuple(values.get("printed") or ())
         settled: dict[str, Any] = {"name": self.file.stem, **values}
         study = Study(
             **{**settled, "runs": runs, "test": test, "folder": str(self.file.parent.absolute())}
@@ -262,7 +262,7 @@ class _Reader:
         """Return entries with single items as lists; refuse mappings that are none or unknown."""
         values = dict(content)
         for key, value in content.items():
-            if key in LISTS and value is not None:
+            if key in LISTS and (value is not None or key == "label_budgets"):
                 values[key] = tuple(value) if isinstance(value, list | tuple) else (value,)
             if key not in MAPPINGS:
                 continue

@@ -211,10 +211,10 @@ def test_make_supports__missing_organ_is_said_and_never_found(network, tmp_path,
     image, label = write(tmp_path / "support", "s", scan(organs=(1,)))
     volume, _ = query(tmp_path)
     with caplog.at_level(logging.WARNING):
-        logits = inferer(SupportSource(PREPROCESSING, support=image, support_label=label))(
-            volume, network
-        )
-    assert "the support has no spleen: it is not looked for" in caplog.text
+        run = inferer(SupportSource(PREPROCESSING, support=image, support_label=label))
+        logits = run(volume, network)
+    assert "the support has no spleen: it will not be found" in caplog.text
+    assert run.warnings == ["the support has no spleen: it is not looked for"]
     assert network.supports
     assert network.supports[0].missing == ("spleen",)
     assert not (logits.argmax(dim=1) == 2).any()

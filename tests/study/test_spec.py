@@ -58,6 +58,7 @@ def test_jobs__configurations_budgets_seeds(tmp_path):
         ({"test": {"data": "d", "sectoin": "validation"}}, r"unknown entries \['sectoin'\]"),
         ({"test": "d"}, "`test` of the study must be a mapping"),
         ({"seeds": ["one"]}, "`seeds` holds 'one'"),
+        ({"seeds": None}, "`seeds` holds None"),
         ({"label_budgets": [1.5]}, "`label_budgets` holds 1.5"),
         ({"runs": ["local"]}, "`runs` must be a list of mappings"),
         ({"runs": [RUN | {"inference": {"overlay": []}}]}, r"unknown entries \['overlay'\]"),
