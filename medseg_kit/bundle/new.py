@@ -24,7 +24,8 @@ _README = """\
 
 Train on a prepared data set or a site folder, then evaluate and predict:
 
-    python -m monai.bundle run --config_file configs/train.yaml --dataset_dir DATA
+    python -m monai.bundle run --config_file configs/train.yaml --dataset_dir DATA --output_dir RUN
+    medseg bundle pack {name} --weights RUN/model.pt
     medseg bundle verify {name}
     medseg predict {name} -i IMAGES -o OUT
 

@@ -55,7 +55,9 @@ def new(
     print(f"  medseg bundle verify {root}")
     print(
         f"  python -m monai.bundle run --config_file {root}/configs/train.yaml --dataset_dir DATA"
+        " --output_dir RUN"
     )
+    print(f"  medseg bundle pack {root} --weights RUN/model.pt")
 
 
 def pack(bundle: str, *, weights: str) -> None:

@@ -12,6 +12,7 @@ from medseg_kit.data.budgets import Budget, labelled_flags, subject_of
 from medseg_kit.typing import PathLike, UserError
 
 BEST = "best"
+SELECTION = "selection.json"
 
 
 def labelled_folder(registration: PathLike, number: int, choice: str = BEST) -> Path:
@@ -24,21 +25,21 @@ def labelled_folder(registration: PathLike, number: int, choice: str = BEST) -> 
     return Path(registration) / name
 
 
-def registration_digest(registration: PathLike) -> str:
-    """Return a digest of how a folder's registrations and registered labels were made.
+def registration_digest(registration: PathLike, number: int | None) -> str:
+    """Return a digest of what the registered labels of a budget were made of.
+
+    That is the settings and the images of all registrations that were looked at, and the rule by
+    which one was chosen; the same on every machine.
 
     Args:
         registration: Output folder of ``medseg register``.
-
-    Raises:
-        UserError: If it holds no report.
+        number: Number of labelled subjects; None for the labels of every budget in the folder.
     """
-    file = Path(registration) / "report.json"
-    if not file.is_file():
-        raise UserError(f"{registration} holds no report.json; make it with `medseg register`")
-    report = json.loads(file.read_text(encoding="utf-8"))
-    made = {key: report.get(key) for key in ("method", "region", "selection")}
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    folders = [labelled_folder(registration, number)] if number else Path(registration).glob("*_*")
+    files = sorted(folder / SELECTION for folder in folders if (folder / SELECTION).is_file())
+    rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
+    made = sorted(f"{row['case']} {row['inputs']}" for row in rows)
+    return hashlib.sha256("\n".join(made).encode()).hexdigest()
 
 
 def registered_labels(

@@ -86,7 +86,10 @@ def printed_beside(records: Sequence[Record], printed: Sequence[Record]) -> list
         printed: See `label_efficiency`; each row also names its `source`, and perhaps a `site`: it
             stands beside ours of that site's test cases alone.
     """
-    table = [*comparison_table(records), *comparison_by_site(records)]
+    table = comparison_table(records)
+    sites = {row["site"] for record in records for row in record["cases"]}
+    by_site = comparison_by_site(records) or [{**row, "site": min(sites)} for row in table if sites]
+    table = [*table, *by_site]
     ours = {(r["method"], r["label_budget"], r.get("site"), r["label"]): r for r in table}
     rows = []
     for row in printed:

@@ -28,7 +28,9 @@ _YELLOW = (1.0, 0.85, 0.1)
 
 
 def write_pictures(dataset: SuperpixelSlices, distortion: Distortion | None, folder: Path) -> None:
-    """Write ``<case>.png`` for each training scan: four of its slices, each with an episode.
+    """Write a picture of each training scan: four of its slices, each with an episode.
+
+    It is called as the scan's superpixels are.
 
     Args:
         dataset: The slices and their superpixels.

@@ -8,7 +8,7 @@ import math
 from pydoc import locate
 from typing import Any
 
-from monai.bundle import ConfigComponent
+from monai.bundle import ConfigParser
 
 from medseg_kit.bundle.config import parameter_names
 
@@ -47,28 +47,34 @@ def options_of(component: Any) -> Any:
     }
 
 
-def describe_component(item: Any) -> Any:
-    """Return the arguments of a configuration's component that is resolved but not built.
+def describe_component(parser: ConfigParser, key: str) -> Any:
+    """Return the arguments of a configuration's component without building it.
 
     Args:
-        item: ``parser.get_parsed_content(id, instantiate=False)``, or what stands in one.
+        parser: A composed configuration.
+        key: Id of the component, or of anything in it.
 
     Returns:
-        ``{"type": ..., argument: value, ...}``, with the plain defaults of what is not given.
+        ``{"type": ..., argument: value, ...}`` with the defaults of what is not given; what is not
+        given as a class but by a function or an expression, by its value.
     """
-    if isinstance(item, ConfigComponent):
-        given = {key: value for key, value in item.get_config().items() if key[:1] != "_"}
-        target = item.resolve_module_name()
-        found = locate(target) if isinstance(target, str) else target
-        parameters = inspect.signature(found).parameters.values() if callable(found) else ()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        described = {key: describe_component(value) for key, value in (defaults | given).items()}
-        return {"type": str(target), **described}
-    if isinstance(item, list | tuple):
-        return [describe_component(value) for value in item]
-    if isinstance(item, dict):
-        return {str(key): describe_component(value) for key, value in item.items()}
-    return options_of(item)
+    value = parser[key]
+    if isinstance(value, str) and value.startswith("@"):
+        return describe_component(parser, value[1:].replace("::", "#"))
+    if isinstance(value, list):
+        return [describe_component(parser, f"{key}#{index}") for index in range(len(value))]
+    if not isinstance(value, dict):
+        return options_of(parser.get_parsed_content(key))
+    given = {name: f"{key}#{name}" for name in value if name[:1] != "_"}
+    if "_target_" not in value:
+        return {name: describe_component(parser, part) for name, part in given.items()}
+    kind = locate(str(value["_target_"]))
+    if not inspect.isclass(kind):
+        return options_of(parser.get_parsed_content(key))
+    parameters = inspect.signature(kind).parameters.values()
+    defaults = {p.name: options_of(p.default) for p in parameters if p.default is not p.empty}
+    arguments = {name: describe_component(parser, part) for name, part in given.items()}
+    return {"type": _name(kind), **defaults, **arguments}
 
 
 def _name(kind: Any) -> str:

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from medseg_kit import __version__
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.files import write_json, write_text
@@ -110,11 +112,11 @@ def finished_records(folder: Path, identities: dict[str, str]) -> dict[str, dict
 def describe_job(study: Study, job: Job) -> dict[str, Any]:
     """Return everything that a run depends on, with the digest that identifies it.
 
-    The digest covers the run's entries, the configuration files that it uses, the sums of its data
-    and the package's version.
+    The digest covers the run's entries, what the configuration files say that it uses (not their
+    comments), the sums of its data and of its registration, and the package's version.
 
     Raises:
-        UserError: If the bundle, a data set or a registration does not exist.
+        UserError: If the bundle or a data set does not exist.
     """
     spec = job.spec
     folders = [item for item in (spec.data, spec.sites) if item is not None]
@@ -131,16 +133,19 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
             "training": [data_digest(item) for item in folders],
             "test": data_digest(study.test["data"]),
             **{
-                name: registration_digest(path)
+                name: registration_digest(path, job.label_budget)
                 for name, path in spec.paths.items()
                 if name == "registration"
             },
         },
     }
     digest = hashlib.sha256(json.dumps({**plan, "package": __version__}, sort_keys=True).encode())
-    for path in [*config_files(spec), *([Path(job.weights)] if job.weights else [])]:
+    for path in config_files(spec):
         if path.is_file():
-            digest.update(path.read_bytes())
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            digest.update(json.dumps(content, sort_keys=True, default=str).encode())
+    if job.weights and Path(job.weights).is_file():
+        digest.update(Path(job.weights).read_bytes())
     here = {"spec": asdict(spec), "test": dict(study.test), "identity": digest.hexdigest()}
     return {**plan, **here}
 

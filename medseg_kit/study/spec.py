@@ -216,7 +216,7 @@ class _Reader:
         values["printed"] = tuple(values.get("printed") or ())
         settled: dict[str, Any] = {"name": self.file.stem, **values}
         study = Study(
-            **{**settled, "runs": runs, "test": test, "folder": str(self.file.parent.absolute())}
+            **{**settled, "runs": runs, "test": test, "folder": str(self.file.parent.resolve())}
         )
         self._choice("checkpoint_rule", study.checkpoint_rule, CHECKPOINT_RULES)
         self._choice("policy", study.policy, tuple(EMPTY_MASK_SCORES))
@@ -255,8 +255,8 @@ class _Reader:
         return run
 
     def _path(self, value: Any) -> str:
-        # not resolved: a link to the data is the same place in the study on every machine
-        return os.path.abspath(self.file.parent / str(value))  # noqa: PTH100 - resolve follows links
+        # a link to the data stays one: it is the same place in the study on every machine
+        return os.path.abspath(self.file.parent.resolve() / str(value))  # noqa: PTH100 - follows none
 
     def _settled(self, content: Mapping[str, Any], what: str) -> dict[str, Any]:
         """Return entries with single items as lists; refuse mappings that are none or unknown."""

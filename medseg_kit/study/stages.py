@@ -79,10 +79,10 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     if "resume" in config:
         overrides["resume"] = True
     overrides |= {**job.spec.overrides, **job.spec.paths}
+    # a parser of its own, before the seed is set: the training's random numbers stay what they are
+    components = describe_components(load_config(str(job.spec.bundle), files, overrides=overrides))
     parser = load_config(str(job.spec.bundle), files, overrides=overrides)
     parser.get_parsed_content("initialize")
-    # of a parser of its own: what is looked up without being built stays so
-    components = describe_components(load_config(str(job.spec.bundle), files, overrides=overrides))
     curves = record_curves(parser, out / "curves.json", data=str(job.spec.data))
     parser.get_parsed_content("run")
     parser.get_parsed_content("finalize")
@@ -104,16 +104,15 @@ def describe_components(parser: ConfigParser) -> dict[str, Any]:
     path and no name.
 
     Args:
-        parser: A composed train.yaml, of which nothing will be built.
+        parser: A composed train.yaml.
     """
     found: dict[str, Any] = {}
     for name, key in (("network", "network_def"), ("augmentation", "train#augmentation")):
         if key in parser:
-            item = parser.get_parsed_content(key, instantiate=False)
-            found[name] = describe_component(item)
-    if "train#dataset" in parser:
-        dataset = describe_component(parser.get_parsed_content("train#dataset", instantiate=False))
-        found["slices"] = {key: dataset[key] for key in SLICES if key in dataset}
+            found[name] = describe_component(parser, key)
+    dataset = parser["train#dataset"]
+    slices = [key for key in SLICES if key in dataset]
+    found["slices"] = {key: describe_component(parser, f"train#dataset#{key}") for key in slices}
     return found
 
 

@@ -55,10 +55,12 @@ def slicing_axis(
             file was read.
         slice_axis: Stored axis of the file to slice along; chosen by `through_plane` if None.
         direction: "R", "A" or "S": slice across that direction of the body instead, whatever the
-            spacing: "S" for axial slices.
+            spacing: "S" for axial slices. A plain tensor is taken to lie in RAS.
     """
     shape = tuple(volume.shape[-3:])
     if not isinstance(volume, MetaTensor):
+        if direction is not None:
+            return DIRECTIONS[direction]
         axis = slice_axis if slice_axis is not None else through_plane(shape, [1] * 3)
         logger.debug("slices along axis %d of a volume without spacing", axis)
         return axis

@@ -93,6 +93,8 @@ def test_overlay__learns_and_its_weights_are_deployed(name, overlay):
 def test_overlay__goes_after_the_published_profile(name, overlay):
     files = ["train.yaml", "methods/published.yaml", f"methods/{overlay}"]
     parser = configuration(FAMILIES[name], *files, size=SIZE)
+    if overlay == "csunet_student.yaml":
+        assert parser["transformer"]["_target_"].endswith("CSUNet")
     parser["transformer"] = None  # the step and its terms are built, not the networks
     assert parser.get_parsed_content("train#step").total_steps == 40_000
 

@@ -159,3 +159,10 @@ def test_anatomies__every_organ_is_drawn_and_left_is_left(name: str) -> None:
     if "left kidney" in anatomy.organs:
         left, right = (anatomy.organs.index(f"{side} kidney") + 1 for side in ("left", "right"))
         assert centroid(phantom, left)[0] < centroid(phantom, right)[0]
+
+
+def test_write_phantom_sites__a_folder_in_use_is_left_as_it_was(tmp_path):
+    (tmp_path / "outside").mkdir()
+    with pytest.raises(UserError, match="outside exists; choose another folder"):
+        write_phantom_sites(tmp_path, organs=["liver"], size=SIZE)
+    assert not (tmp_path / "sites").exists()

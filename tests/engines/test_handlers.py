@@ -14,7 +14,7 @@ def batches(count):
     return [{"image": x, "label": x.sum(1, keepdim=True)} for x in image]
 
 
-def make_trainer(folder, num_validation, epochs, *, resume=False, rate=0.05):
+def make_trainer(folder, num_validation, epochs, *, resume=False, rate=0.05, savers=True):
     torch.manual_seed(0)
     network, device = torch.nn.Linear(3, 1), torch.device("cpu")
     evaluator = SupervisedEvaluator(
@@ -28,7 +28,9 @@ def make_trainer(folder, num_validation, epochs, *, resume=False, rate=0.05):
             )
         },
         metric_cmp_fn=lambda current, best: best == -1 or current < best,
-        val_handlers=[
+        val_handlers=[]
+        if not savers
+        else [
             CheckpointSaver(
                 str(folder),
                 {"model": network},
@@ -85,3 +87,20 @@ def test_validation__best_weights_outlive_a_resumption(tmp_path):
     trainer, _ = make_trainer(tmp_path, 2, epochs=4, rate=5.0)  # not resumed: starts anew
     trainer.run()
     assert (tmp_path / "model.pt").read_bytes() != kept
+
+
+def test_validation__better_weights_after_a_resumption_replace_the_old(tmp_path):
+    make_trainer(tmp_path, 2, epochs=2)[0].run()
+    kept = (tmp_path / "model.pt").read_bytes()
+    trainer, evaluator = make_trainer(tmp_path, 2, epochs=8, resume=True)
+    trainer.run()
+    assert evaluator.state.best_metric_epoch > 2
+    assert (tmp_path / "model.pt").read_bytes() != kept
+
+
+def test_validation__a_process_that_keeps_no_weights_resumes(tmp_path):
+    """Rank 1 of torchrun: the checkpoint is that of rank 0, which has a saver."""
+    make_trainer(tmp_path, 2, epochs=2)[0].run()
+    trainer, evaluator = make_trainer(tmp_path, 2, epochs=3, resume=True, savers=False)
+    trainer.run()
+    assert evaluator.state.best_metric_epoch == 2

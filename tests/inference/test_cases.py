@@ -62,6 +62,8 @@ def test_find_cases__datalist(tmp_path):
     assert all(case.spacing_lost for case in find_cases(tmp_path))
     with pytest.raises(UserError, match="validation"):
         find_cases(tmp_path, section="validation")
+    with pytest.raises(UserError, match="has no sections, so there is no 'test'"):
+        find_cases(tmp_path / "images", section="test")
 
 
 def test_find_cases__pattern(tmp_path):

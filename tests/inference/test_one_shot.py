@@ -374,6 +374,8 @@ def test_support__wrong_use(tmp_path, repository):
     with pytest.raises(UserError, match=r"must end in \.pt"):
         support(str(bundle), image="a", label="b", out="prototypes")
     other = repository / "bundles" / "hippocampus_mr_segviz"
+    with pytest.raises(UserError, match="is no one-shot bundle: it takes no --support"):
+        predict(str(other), input="a", output="b", support="c")
     with pytest.raises(UserError, match="is no one-shot bundle"):
         support(str(other), image="a", label="b", out="p.pt", device="cpu")
 

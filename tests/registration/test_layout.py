@@ -1,8 +1,10 @@
 """Registered labels are found by the number of subjects whose labels a run uses."""
 
+import json
+
 import pytest
 
-from medseg_kit.registration.layout import registered_labels
+from medseg_kit.registration.layout import registered_labels, registration_digest
 from medseg_kit.typing import UserError
 
 DATA = [
@@ -31,3 +33,18 @@ def test_registered_labels__none_where_every_case_is_labelled(labelled) -> None:
 def test_registered_labels__of_other_subjects_are_never_taken(labelled) -> None:
     with pytest.raises(UserError, match="by the number of labelled subjects"):
         registered_labels("reg", DATA, labelled)
+
+
+def test_registration_digest__of_the_budgets_own_labels(tmp_path) -> None:
+    def write(name, *inputs):
+        rows = [{"case": f"c{number}", "inputs": item} for number, item in enumerate(inputs)]
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "selection.json").write_text(json.dumps(rows))
+
+    write("labelled_3", "a", "b")
+    first = registration_digest(tmp_path, 3)
+    write("labelled_7", "c")  # another budget, and another choice, change nothing
+    write("labelled_3_random", "d")
+    assert registration_digest(tmp_path, 3) == first
+    write("labelled_3", "a", "e")
+    assert registration_digest(tmp_path, 3) != first

@@ -65,6 +65,8 @@ def test_printed_beside__a_client_alone_where_the_paper_has_clients():
     rows = printed_beside([both], printed)
     assert [row["dice_mean"] for row in rows] == [pytest.approx(sum(BETTER) / 6), 0.25, None]
     assert [row["site"] for row in printed_rows(rows)] == ["north", "south", "elsewhere"]
+    alone = north | {"cases": [row | {"site": "north"} for row in north["cases"]]}
+    assert printed_beside([alone], printed)[0]["dice_mean"] == pytest.approx(sum(BETTER) / 6)
 
 
 def test_mean__over_the_structures_of_a_case():

@@ -43,6 +43,7 @@ def test_curves__continue_after_a_stop(tmp_path):
     again = Curves(tmp_path / "curves.json")
     again.add("validation", {"dice": 0.5}, epoch=2)  # stopped after the checkpoint of epoch 1
     (curve,) = again.outcome()["curves"]
+    assert 0 < again.seconds_before < 10  # what the first process spent, for the cost of the run
     assert curve == {"panel": "validation", "series": "dice", "points": [[1.0, 0.1], [2.0, 0.5]]}
 
 

@@ -78,6 +78,24 @@ def test_predict__a_one_shot_bundle_uses_each_sites_own_support(dataset, monkeyp
     assert parts_of(test) == [str(folder)]
 
 
+@pytest.mark.parametrize("name", ["hippocampus_mr_segviz", "abdomen_ct_segviz", "cardiac_mr_mcsc"])
+def test_describe_components__what_depends_on_the_data_stands_by_its_value(
+    repository, dataset, name
+):
+    folder, _ = dataset
+    published = ["methods/published.yaml"] if name == "abdomen_ct_segviz" else []
+    organs = {"organs": ["liver", "spleen"]}
+    parser = load_config(
+        repository / "bundles" / name,
+        ["train.yaml", *published],
+        overrides={"dataset_dir": str(folder), **organs},
+    )
+    text = json.dumps(describe_components(parser))
+    assert str(folder) not in text
+    assert str(repository) not in text
+    assert "medseg_kit.networks" in text
+
+
 def test_describe_components__network_augmentation_and_slices_without_paths(repository):
     parser = load_config(
         repository / "bundles" / "cardiac_mr_csunet",

@@ -1,0 +1,26 @@
+"""What a study would stop at hours later is named before its first run."""
+
+import pytest
+
+from medseg_kit.study.checks import check_runs
+from medseg_kit.study.spec import RunSpec
+from medseg_kit.typing import UserError
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"overlays": ("methods/glcll.yaml",)}, r"run a: .*glcll\.yaml does not exist"),
+        ({"overrides": {"learning_rat": 1}}, "run a: .*learning_rat.*learning_rate"),
+        ({"inference": {"overlays": ["methods/no.yaml"]}}, r"run a: .*no\.yaml does not exist"),
+        ({"inference": {"overrides": {"fst": True}}}, "run a: .*fst"),
+        ({"paths": {"dataset_dir": "/nowhere"}}, r"run a: /nowhere \(dataset_dir\) does not exist"),
+        ({"mode": "federate", "overrides": {"num_round": 2}}, "run a: .*num_round"),
+        ({"mode": "evaluate", "inference": {"overrides": {"fst": True}}}, "run a: .*fst"),
+    ],
+)
+def test_check_runs__names_run_and_mistake(repository, changes, message):
+    bundle = str(repository / "bundles" / "cardiac_mr_mcsc")
+    check_runs([RunSpec("good", "train", bundle=bundle), RunSpec("own", "command")])
+    with pytest.raises(UserError, match=message):
+        check_runs([RunSpec(**{"name": "a", "mode": "train", "bundle": bundle, **changes})])
