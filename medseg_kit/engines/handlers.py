@@ -118,8 +118,8 @@ class Validation:
         state: Any = self.validator.state
         if epoch > state.best_metric_epoch:
             state.best_metric, state.best_metric_epoch = score, epoch
-            # with several processes only the first one keeps weights
-            for checkpoint, items in zip(self._checkpoints(), saved, strict=False):
+            checkpoints = self._checkpoints()  # of several processes only the first keeps weights
+            for checkpoint, items in zip(checkpoints, saved[: len(checkpoints)], strict=True):
                 checkpoint.load_state_dict({"_saved": items})
 
     def _checkpoints(self) -> list[Checkpoint]:

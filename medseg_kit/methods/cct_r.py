@@ -52,7 +52,7 @@ class RegistrationSupervision(TimedTerm):
     """Registered labels as the target of unlabelled images, for every branch (RSL).
 
     Args:
-        weight: Weight of the term (1).
+        weight: Weight of the term.
         schedule: Factor on it over the steps, for example `linear(1, 0)`; constant if None.
     """
 

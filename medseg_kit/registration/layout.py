@@ -28,8 +28,8 @@ def labelled_folder(registration: PathLike, number: int, choice: str = BEST) -> 
 def registration_digest(registration: PathLike, number: int | None) -> str:
     """Return a digest of what the registered labels of a budget were made of.
 
-    That is the settings and the images of all registrations that were looked at, and the rule by
-    which one was chosen; the same on every machine.
+    That is the settings and the images of all registrations that were looked at, which of them
+    succeeded, and the rule by which one was chosen.
 
     Args:
         registration: Output folder of ``medseg register``.

@@ -15,6 +15,7 @@ import SimpleITK
 from medseg_kit.data.volumes import file_sha256
 from medseg_kit.files import replacing, write_json
 from medseg_kit.registration.cases import RegistrationCase
+from medseg_kit.registration.layout import SELECTION
 from medseg_kit.registration.parallel import run_parallel
 from medseg_kit.registration.resampling import warp_label
 from medseg_kit.registration.selection import BEST, Rule, select
@@ -22,7 +23,6 @@ from medseg_kit.registration.store import PairStore
 from medseg_kit.registration.volumes import read_image, read_label
 from medseg_kit.typing import UserError
 
-SELECTION = "selection.json"
 _SUFFIX = ".nii.gz"
 
 

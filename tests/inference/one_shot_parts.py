@@ -140,3 +140,8 @@ def write_bundle(folder: Path) -> Path:
     (root / "configs" / "inference.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     torch.save({"encoder.scale": torch.tensor(2.0)}, root / "models" / "model.pt")
     return root
+
+
+def dice(labels: torch.Tensor, truth: torch.Tensor, value: int) -> float:
+    one, other = labels == value, truth == value
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
