@@ -5,14 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+from pathlib import Path
 from pydoc import locate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai.bundle import ConfigParser
 
-from medseg_kit.bundle.config import parameter_names
+from medseg_kit.bundle.config import load_config, parameter_names
+
+if TYPE_CHECKING:
+    from medseg_kit.fl.plan import Options
 
 OWN = "medseg_kit."
+SLICES = ("image_size", "window", "intensity", "orientation", "interpolation", "direction")
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -75,6 +80,54 @@ def describe_component(parser: ConfigParser, key: str) -> Any:
     defaults = {p.name: options_of(p.default) for p in parameters if p.default is not p.empty}
     arguments = {name: describe_component(parser, part) for name, part in given.items()}
     return {"type": _name(kind), **defaults, **arguments}
+
+
+def describe_components(parser: ConfigParser) -> dict[str, Any]:
+    """Return what a training depends on beside its step, as far as its configuration has it.
+
+    The network with all its switches, the augmentation, and how slices are cut; of a data set no
+    path and no name.
+
+    Args:
+        parser: A composed train.yaml.
+    """
+    found: dict[str, Any] = {}
+    for name, key in (("network", "network_def"), ("augmentation", "train#augmentation")):
+        if key in parser:
+            found[name] = describe_component(parser, key)
+    dataset = parser["train#dataset"]
+    slices = [key for key in SLICES if key in dataset]
+    found["slices"] = {key: describe_component(parser, f"train#dataset#{key}") for key in slices}
+    return found
+
+
+def describe_federation(bundle: str, folder: Path, options: Options) -> dict[str, Any]:
+    """Return what the sites of a federation train with, and how they are averaged.
+
+    The number of planned steps, which differs from site to site, is left out.
+
+    Args:
+        bundle: Name or path of the bundle.
+        folder: Prepared data set of one site; its own overrides hold.
+        options: Those of the federation.
+    """
+    from medseg_kit.fl.handshake import config_files
+    from medseg_kit.fl.site import read_site_file
+
+    files = [name.removeprefix("configs/") for name in config_files(options.method)]
+    overrides = {**options.overrides, **read_site_file(folder), "dataset_dir": str(folder)}
+    if options.rounds is not None:
+        overrides["num_rounds"] = options.rounds
+    parser = load_config(bundle, files, overrides=overrides)
+    if "heads" in parser:
+        parser["heads"] = "@organs"  # those of all sites
+    parser["train"]["step"].pop("total_steps", None)
+    federation = ("strategy", "num_rounds", "local_epochs", "client_state")
+    return {
+        **describe_component(parser, "train#step"),
+        **describe_components(parser),
+        **{name: describe_component(parser, name) for name in federation if name in parser},
+    }
 
 
 def _name(kind: Any) -> str:

@@ -15,15 +15,13 @@ from medseg_kit.files import write_json
 from medseg_kit.report.ledger import metric_curves, of_type, read_ledger
 from medseg_kit.study.evaluation import evaluate_predictions
 from medseg_kit.study.labels import limit_labels
-from medseg_kit.study.options import describe_component, options_of
+from medseg_kit.study.options import describe_components, describe_federation, options_of
 from medseg_kit.study.references import find_references
 from medseg_kit.study.spec import Job
 from medseg_kit.typing import UserError
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
-
-SLICES = ("image_size", "window", "intensity", "orientation", "interpolation", "direction")
 
 
 def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]:
@@ -37,8 +35,9 @@ def make_weights(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, 
         checkpoint_rule: "best_validation" or "last".
 
     Returns:
-        `weights` (path), `selection`, `local_steps`, `seconds`, `curves`, and of a training
-        `options` (of its step, network, augmentation and slices) and `pseudo_labels`.
+        `weights` (path), `selection`, `local_steps`, `seconds`, `curves`, of a training or a
+        federation `options` (of its step, network, augmentation and slices), and of a training
+        `pseudo_labels`.
 
     Raises:
         UserError: If the configuration or the data cannot be used.
@@ -97,25 +96,6 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     }
 
 
-def describe_components(parser: ConfigParser) -> dict[str, Any]:
-    """Return what a training depends on beside its step, as far as its configuration has it.
-
-    The network with all its switches, the augmentation, and how slices are cut; of a data set no
-    path and no name.
-
-    Args:
-        parser: A composed train.yaml.
-    """
-    found: dict[str, Any] = {}
-    for name, key in (("network", "network_def"), ("augmentation", "train#augmentation")):
-        if key in parser:
-            found[name] = describe_component(parser, key)
-    dataset = parser["train#dataset"]
-    slices = [key for key in SLICES if key in dataset]
-    found["slices"] = {key: describe_component(parser, f"train#dataset#{key}") for key in slices}
-    return found
-
-
 def chosen_weights(parser: Any, out: Path, checkpoint_rule: str) -> Path:
     """Return the file with the weights that the rule chooses, as the state dict that deploys.
 
@@ -172,6 +152,7 @@ def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]
         "weights": str(out / "global" / "model.pt"),
         "selection": summary["selection"],
         "local_steps": max(steps.values(), default=0),
+        "options": describe_federation(str(job.spec.bundle), next(iter(sites.values())), options),
         "curves": metric_curves(records),
     }
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from medseg_kit.bundle.config import load_config
 from medseg_kit.study.spec import Job, RunSpec
 from medseg_kit.study.stages import (
     chosen_weights,
-    describe_components,
     existing_weights,
     parts_of,
     predict,
@@ -76,39 +74,3 @@ def test_predict__a_one_shot_bundle_uses_each_sites_own_support(dataset, monkeyp
 
     write_datalist(folder / "sites" / "south", test=[])  # one case would be left out
     assert parts_of(test) == [str(folder)]
-
-
-@pytest.mark.parametrize("name", ["hippocampus_mr_segviz", "abdomen_ct_segviz", "cardiac_mr_mcsc"])
-def test_describe_components__what_depends_on_the_data_stands_by_its_value(
-    repository, dataset, name
-):
-    folder, _ = dataset
-    published = ["methods/published.yaml"] if name == "abdomen_ct_segviz" else []
-    organs = {"organs": ["liver", "spleen"]}
-    parser = load_config(
-        repository / "bundles" / name,
-        ["train.yaml", *published],
-        overrides={"dataset_dir": str(folder), **organs},
-    )
-    text = json.dumps(describe_components(parser))
-    assert str(folder) not in text
-    assert str(repository) not in text
-    assert "medseg_kit.networks" in text
-
-
-def test_describe_components__network_augmentation_and_slices_without_paths(repository):
-    parser = load_config(
-        repository / "bundles" / "cardiac_mr_csunet",
-        ["train.yaml"],
-        overrides={"network_def#ffn": "residual", "network_def#dsf": False, "rule": "rotate"},
-    )
-    found = describe_components(parser)
-    network = found["network"]
-    assert (network["ffn"], network["layerscale_init"], network["embed_dim"]) == (
-        "residual",
-        1e-6,
-        48,
-    )
-    assert found["augmentation"]["rule"] == "rotate"
-    assert found["slices"]["image_size"] == 128
-    assert str(repository) not in json.dumps(found)

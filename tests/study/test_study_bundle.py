@@ -66,6 +66,9 @@ def test_study__bundle_trained_and_federated_with_equal_steps(repository, tmp_pa
     assert {row["label"] for row in local["cases"]} == {"anterior"}
     assert {row["label"] for row in federated["cases"]} == {"anterior", "posterior"}
     assert all(len(record["curves"][0]["points"]) == 2 for record in (local, federated))
+    assert local["options"]["type"].endswith("SegVizStep")
+    assert federated["options"]["type"].endswith("SupervisedStep")
+    assert federated["options"]["strategy"]["type"].endswith("FedAvg")
     report = write_study_report(tmp_path / "out", tmp_path / "report")
     assert report["budget"]["equal"]
     assert len(list((tmp_path / "report" / "overlays").glob("*.png"))) == 6
