@@ -40,8 +40,9 @@ class SwinUNet2D(WindowUNet):
         drop_path: Drop-path rate of the last encoder block; the rates grow linearly from 0.
         mcsc_head: Use MCSC's 3 x 3 head instead of a linear one without bias.
         pretrained_path: Weights of ``swin_tiny_patch4_window7_224`` to start encoder and decoder
-            from, as in the paper; ``pretrained`` then reports what was loaded. Random otherwise,
-            which is not comparable with the paper.
+            from, as in the paper, or of a `SwinUNet2D` of the same sizes, e.g. after
+            `MaskedImageStep`; ``pretrained`` then reports what was loaded. Random otherwise, which
+            is not comparable with the paper.
 
     Raises:
         UserError: If ``image_size`` does not fit (it names the nearest that does), the heads do not

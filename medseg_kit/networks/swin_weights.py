@@ -61,7 +61,8 @@ def load_swin_weights(network: nn.Module, path: PathLike) -> LoadReport:
 
     Args:
         network: The network.
-        path: File of a state dict, plain or under the key "model" or "state_dict".
+        path: File of a state dict, plain or under the key "model" or "state_dict", with the
+            published names or with those of a `SwinUNet2D`.
 
     Returns:
         What was loaded; also written to the log.
@@ -78,7 +79,7 @@ def load_swin_weights(network: nn.Module, path: PathLike) -> LoadReport:
         raise UserError(
             f"{path}: only {encoder} of its {len(weights)} tensors fit the network (first key: "
             f"{next(iter(weights), None)}); pretrained_path needs swin_tiny_patch4_window7_224 and "
-            "a network of embed_dim 96 and patch_size 4"
+            "a network of embed_dim 96 and patch_size 4, or weights of a Swin-Unet of its own sizes"
         )
     network.load_state_dict(fitting, strict=False)
     report = LoadReport(str(path), encoder, decoder, tuple(left_out))
