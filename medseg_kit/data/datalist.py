@@ -15,7 +15,7 @@ DATALIST_NAME = "datalist.json"
 SECTIONS = ("training", "validation", "test")
 SUPPORT = "support"  # training cases that are support scans of one-shot segmentation
 MIXED = "mixed"  # modality and intensity of a collection of CT and MR
-FILE_KEYS = ("image", "label", "registered_label", "superpixels")
+FILE_KEYS = ("image", "label", "registered_label")
 SCHEMA_VERSION = 1
 MAX_FILES_NAMED = 5
 

@@ -22,6 +22,8 @@ from medseg_kit.typing import PathLike, UserError
 
 logger = logging.getLogger(__name__)
 
+MAX_DRAWS = 10  # a superpixel at the border may leave the slice with every distortion
+
 
 class Distortion(Protocol):
     """Changes slices and masks; see `medseg_kit.transforms.episodes`."""
@@ -118,17 +120,20 @@ class SuperpixelSlices(Dataset[dict[str, torch.Tensor]]):
         }
 
     def draw(
-        self, indices: torch.Tensor, generator: torch.Generator
+        self, indices: torch.Tensor, generator: torch.Generator, *, last: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return slices ``(B, 1, H, W)`` and one superpixel of each as mask, uint8.
 
         Args:
             indices: ``(B,)``, positions among the usable slices.
-            generator: Of the CPU; every superpixel of a slice is equally likely.
+            generator: Of the CPU; every superpixel is equally likely.
+            last: Draw the one with the highest number, too; an only one is always drawn.
         """
         positions = self.usable[indices]
         pieces = self.pieces[positions]
         counts = pieces.flatten(1).amax(dim=1)
+        if not last:
+            counts = (counts - 1).clamp(min=1)
         chosen = 1 + (torch.rand(len(counts), generator=generator) * counts).long()
         mask = pieces == chosen.clamp(max=counts)[:, None, None]
         return self.store.images[positions], mask[:, None].to(torch.uint8)
@@ -138,7 +143,8 @@ class EpisodeLoader:
     """Batches of episodes: every slice once an epoch, or a random part of them.
 
     One number of torch's global generator, drawn at the start of an epoch, decides the order, the
-    superpixels and the distortions of that epoch.
+    superpixels and the distortions of that epoch. Where a superpixel has left its support with the
+    distortion, the batch is drawn anew.
 
     Args:
         dataset: The slices.
@@ -146,6 +152,7 @@ class EpisodeLoader:
         max_steps: Most steps an epoch, with slices drawn without replacement (FedCoWPro caps at
             1,000); all slices if None.
         augmentation: Makes support and query from the same slice; both are the slice if None.
+        draw_last: Draw the last superpixel of a slice, too; ALPNet's code never does.
         device: Where the slices are distorted.
 
     Raises:
@@ -159,6 +166,7 @@ class EpisodeLoader:
         batch_size: int = 1,
         max_steps: int | None = None,
         augmentation: Distortion | None = None,
+        draw_last: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         if batch_size < 1 or (max_steps is not None and max_steps < 1):
@@ -169,6 +177,7 @@ class EpisodeLoader:
         self.batch_size = batch_size
         self.max_steps = max_steps
         self.augmentation = augmentation
+        self.draw_last = draw_last
         self.device = device
 
     def __len__(self) -> int:
@@ -185,12 +194,21 @@ class EpisodeLoader:
         generator = torch.Generator().manual_seed(int(torch.randint(0, 2**62, (1,))))
         order = torch.randperm(len(self.dataset), generator=generator)
         for indices in order.split(self.batch_size)[: len(self)]:
-            image, mask = (x.to(self.device) for x in self.dataset.draw(indices, generator))
-            views = [
-                (image, mask)
-                if self.augmentation is None
-                else self.augmentation(image, mask, generator=generator)
-                for _ in ("support", "query")
-            ]
-            images, masks = zip(*views, strict=True)
-            yield {CommonKeys.IMAGE: torch.cat(images), CommonKeys.LABEL: torch.cat(masks)}
+            for _ in range(MAX_DRAWS):
+                images, masks = self._views(indices, generator)
+                if bool(masks[: len(indices)].flatten(1).any(dim=1).all()):
+                    break
+            else:
+                logger.warning("an episode's superpixel left the support %d times", MAX_DRAWS)
+            yield {CommonKeys.IMAGE: images, CommonKeys.LABEL: masks}
+
+    def _views(
+        self, indices: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images and masks ``(2B, 1, H, W)``: the supports, then the queries."""
+        drawn = self.dataset.draw(indices, generator, last=self.draw_last)
+        image, mask = (x.to(self.device) for x in drawn)
+        if self.augmentation is None:
+            return image.repeat(2, 1, 1, 1), mask.repeat(2, 1, 1, 1)
+        support, query = (self.augmentation(image, mask, generator=generator) for _ in range(2))
+        return torch.cat([support[0], query[0]]), torch.cat([support[1], query[1]])

@@ -35,7 +35,7 @@ from medseg_kit.typing import PathLike, UserError
 logger = logging.getLogger(__name__)
 
 FOLDER = "superpixels"  # in a prepared data set
-FORMAT = 2
+FORMAT = 3
 _DIGEST = 12  # characters of an image's SHA-256 in the name of its file
 OTSU = "otsu"
 _CT_LEVELS = 255.0  # CT is brought to 0..255 before it is cut up
@@ -90,7 +90,7 @@ class Superpixels:
 
 
 def body_mask(volume: np.ndarray, threshold: float | str) -> np.ndarray:
-    """Return the largest connected part above a threshold, its holes filled slice by slice.
+    """Return the largest connected part of each slice above a threshold, its holes filled.
 
     Args:
         volume: ``(N, H, W)``.
@@ -99,12 +99,17 @@ def body_mask(volume: np.ndarray, threshold: float | str) -> np.ndarray:
     value = threshold
     if isinstance(threshold, str):
         value = threshold_otsu(volume) if np.ptp(volume) > 0 else np.inf
-    parts, number = ndimage.label(volume > value)
+    return np.stack([_largest_part(plane) for plane in volume > value])
+
+
+def _largest_part(plane: np.ndarray) -> np.ndarray:
+    """Return the largest connected part of ``(H, W)`` bool without holes."""
+    parts, number = ndimage.label(plane)
     if not number:
-        return np.zeros(volume.shape, bool)
-    sizes = np.bincount(parts.ravel())
-    body = parts == 1 + int(sizes[1:].argmax())
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in body])
+        return plane
+    part = parts == 1 + int(np.bincount(parts.ravel())[1:].argmax())
+    filled: np.ndarray = ndimage.binary_fill_holes(part)
+    return filled
 
 
 class SuperpixelFiles:

@@ -145,7 +145,7 @@ class SupportSource:
                 f"{file} was made with other weights than the network has now; make it again with"
                 " `medseg support` and `--weights` of the network"
             )
-        now = _settings(cutter, self.window)
+        now = _settings(network, cutter, self.window)
         for each in supports:
             if others := [key for key in now if now[key] != each.settings.get(key)]:
                 made = {key: each.settings.get(key) for key in others}
@@ -207,7 +207,7 @@ def make_supports(
     for case in cases:
         scan = _encode_scan(network, case, cutter, window)
         scans.setdefault(scan.modality, []).append(scan)
-    made_with = {"weights": weights_digest(network), "settings": _settings(cutter, window)}
+    made_with = {"weights": weights_digest(network), "settings": _settings(network, cutter, window)}
     return tuple(
         _side_by_side(network.organs, scans[modality], made_with) for modality in sorted(scans)
     )
@@ -234,9 +234,15 @@ def field_of_view(volume: torch.Tensor, axis: int) -> tuple[float, float]:
     return first, second
 
 
-def _settings(cutter: VolumeSlices, window: int) -> dict[str, Any]:
+def _settings(network: OneShotNetwork, cutter: VolumeSlices, window: int) -> dict[str, Any]:
     """Return what prototypes depend on beside scans and weights; tuples are lists, as in JSON."""
-    settings: dict[str, Any] = json.loads(json.dumps({**cutter.parameters, "pooling": window}))
+    classifier = network.classifier
+    made_by = {
+        "pooling": window,
+        "classifier": type(classifier).__name__,
+        "threshold": getattr(classifier, "threshold", None),  # of a cell; a copied mask has none
+    }
+    settings: dict[str, Any] = json.loads(json.dumps({**cutter.parameters, **made_by}))
     return settings
 
 
@@ -302,14 +308,13 @@ def _encode(
     if not len(shown):
         return []
     chosen = shown[support_slices(len(shown))]
-    device = next(network.encoder.parameters(), torch.empty(0)).device
     was_training = network.training
     network.eval()
     try:
-        features = network.encoder(images[chosen].to(device)).float()
+        features = network.encoder(images[chosen].to(network.device)).float()
     finally:
         network.train(was_training)
-    pairs = zip(features.split(1), mask[chosen].float().to(device).split(1), strict=True)
+    pairs = zip(features.split(1), mask[chosen].float().to(network.device).split(1), strict=True)
     return [network.classifier.prototypes(*pair, window=window) for pair in pairs]
 
 

@@ -33,9 +33,10 @@ class CoWProStep(TrainStep):
     """Segments each query by its support, then the support by the answer.
 
     The first half of a batch are supports, the second half their queries (`EpisodeLoader`), and
-    both go through the network at once. An episode whose support mask is empty does not count. If
-    nothing is found in a query there is nothing to segment the support by: that loss is 0 for the
-    episode, which is counted in ``num_unaligned``.
+    both go through the network at once. An episode whose support mask is empty does not count; the
+    loader draws another. If nothing, or nothing else, is found in a query there is nothing to
+    segment the support by: that loss is 0 for the episode, which is counted in ``num_unaligned``
+    as long as the process lives, and logged.
 
     Args:
         classifier: Makes and compares prototypes.
@@ -46,8 +47,8 @@ class CoWProStep(TrainStep):
             is missed). CoWPro's code has it on hard labels, where it trains nothing,
             so it is left out unless asked for.
         window: Side of a prototype's cell in pixels of the features.
-        freeze_norm: Normalise by the statistics that the network came with, instead of those of the
-            batch.
+        freeze_norm: Let batch norms use the statistics that they came with, instead of those of the
+            batch; for an encoder with pre-trained ones.
         **options: Those of `TrainStep`.
     """
 
@@ -80,9 +81,7 @@ class CoWProStep(TrainStep):
         """Return the queries' logits ``(B, 2, H, W)`` and the losses of the episodes."""
         masks = batch[CommonKeys.LABEL][:, 0]
         if self.freeze_norm:
-            for layer in engine.network.modules():
-                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    layer.eval()
+            _freeze_norms(engine.network)
         features = engine.network(batch[CommonKeys.IMAGE])["features"].float()
         with torch.autocast(features.device.type, enabled=False):  # correlations in float32
             return self._episode_losses(features, masks)
@@ -111,15 +110,6 @@ class CoWProStep(TrainStep):
             losses["tversky"] = self.tversky_weight * _mean(missed, used)
         return logits, losses
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the step and the count of unaligned episodes."""
-        return {**super().state_dict(), "num_unaligned": self.num_unaligned}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        super().load_state_dict(state)
-        self.num_unaligned = int(state["num_unaligned"])
-
     def _alignment(
         self,
         answer: torch.Tensor,
@@ -132,13 +122,14 @@ class CoWProStep(TrainStep):
         found = answer.argmax(dim=1)
         cells = self.classifier.cells(query, found.float(), window=self.window)
         logits = _enlarged(self._logits(support, cells), support_mask.shape[-2:])
-        has_answer = found.flatten(1).any(dim=1)
+        answer_shares = found.flatten(1).float().mean(dim=1)
+        has_answer = (answer_shares > 0) & (answer_shares < 1)
         missing = int((used & ~has_answer).sum())
         if missing:
             before, self.num_unaligned = self.num_unaligned, self.num_unaligned + missing
             if before.bit_length() < self.num_unaligned.bit_length():  # at 1, 2, 4, 8, ...
                 logger.info(
-                    "%d queries so far in which nothing was found: no alignment loss",
+                    "%d queries so far in which nothing, or all, was found: no alignment loss",
                     self.num_unaligned,
                 )
         losses = functional.cross_entropy(logits, support_mask, reduction="none").mean((1, 2))
@@ -149,6 +140,22 @@ class CoWProStep(TrainStep):
         background = score(query, cells.background, cells.background_valid)
         foreground = score(query, cells.foreground, cells.foreground_valid)
         return torch.stack([background, foreground], dim=1)
+
+
+def _freeze_norms(network: nn.Module) -> None:
+    """Let batch norms use the statistics that they came with.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise ValueError(
+            "freeze_norm is for batch norms, and the network has none (slice_norm: true normalises"
+            " each slice by itself); leave it out"
+        )
+    for layer in norms:
+        layer.eval()
 
 
 def _enlarged(logits: torch.Tensor, size: torch.Size) -> torch.Tensor:

@@ -28,6 +28,7 @@ DEPTHS: Mapping[int, tuple[str, tuple[int, ...]]] = {
 STRIDE = 8  # pixels of the image a pixel of the features
 IN_CHANNELS = 3
 _BACKBONE = "backbone."
+_COUNTER = ".num_batches_tracked"
 
 
 class DilatedResNet(nn.Module):
@@ -104,7 +105,8 @@ def load_pretrained(backbone: nn.Module, path: PathLike) -> None:
 
     Args:
         backbone: The network without its classifier.
-        path: Checkpoint of DeepLabV3 (only ``backbone.*`` is used) or of the ResNet alone.
+        path: Checkpoint of DeepLabV3 (only ``backbone.*`` is used) or of the ResNet alone; the
+            counters of its norms, which files of old PyTorch lack, may be missing.
 
     Raises:
         UserError: If the file is missing, unreadable, or does not fit; names a key.
@@ -123,6 +125,8 @@ def load_pretrained(backbone: nn.Module, path: PathLike) -> None:
     own = own or state
     expected = backbone.state_dict()
     for key, value in expected.items():
+        if key.endswith(_COUNTER):
+            own.setdefault(key, value)
         found = own.get(key)
         if not isinstance(found, torch.Tensor) or found.shape != value.shape:
             what = tuple(found.shape) if isinstance(found, torch.Tensor) else "missing"

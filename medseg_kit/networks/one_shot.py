@@ -64,6 +64,12 @@ class OneShotNetwork(nn.Module):
         self.classifier = classifier
         self.organs = tuple(organs)
         self.supports: tuple[SupportPrototypes, ...] = ()
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; an encoder may be without parameters."""
+        return self.get_buffer("_place").device
 
     def load_supports(self, supports: Sequence[SupportPrototypes]) -> None:
         """Take the prototypes that the next forwards compare with, such as one a modality.
@@ -71,7 +77,6 @@ class OneShotNetwork(nn.Module):
         Raises:
             UserError: If some are of other organs.
         """
-        device = next(self.encoder.parameters(), torch.empty(0)).device
         for number, prototypes in enumerate(supports):
             if prototypes.organs != self.organs:
                 raise UserError(
@@ -84,12 +89,13 @@ class OneShotNetwork(nn.Module):
                     sides = (prototypes.foreground[index][part], prototypes.background[index][part])
                     for side, tensor in zip(("foreground", "background"), sides, strict=True):
                         name = f"{side}_{number}_{index}_{part}"
-                        self.register_buffer(name, tensor.float().to(device), persistent=False)
+                        self.register_buffer(name, tensor.float().to(self.device), persistent=False)
         self.supports = tuple(supports)
 
     def extra_repr(self) -> str:
-        """Name the organs and the supports, so that a digest of the network depends on both."""
-        return f"organs={list(self.organs)}, supports={[each.digest for each in self.supports]}"
+        """Name what is no module, so that a digest of the network depends on it."""
+        supports = [each.digest for each in self.supports]
+        return f"classifier={self.classifier}, organs={list(self.organs)}, supports={supports}"
 
     def forward(
         self, image: torch.Tensor, part: torch.Tensor | None = None, support: int = 0

@@ -53,6 +53,13 @@ class PrototypeClassifier:
         self.scale = scale
         self.renormalise_aggregate = renormalise_aggregate
 
+    def __repr__(self) -> str:
+        """Name every option: digests of a network, and of prototypes, depend on it."""
+        return (
+            f"{type(self).__name__}(threshold={self.threshold}, scale={self.scale}, "
+            f"renormalise_aggregate={self.renormalise_aggregate})"
+        )
+
     def cells(self, features: torch.Tensor, mask: torch.Tensor, *, window: int) -> Cells:
         """Return the candidates of each support on its own.
 

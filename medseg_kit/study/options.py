@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import math
 from pathlib import Path
 from pydoc import locate
@@ -12,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 from monai.bundle import ConfigParser
 
 from medseg_kit.bundle.config import load_config, parameter_names
+from medseg_kit.typing import PathLike
 
 if TYPE_CHECKING:
     from medseg_kit.fl.plan import Options
 
 OWN = "medseg_kit."
 SLICES = ("image_size", "window", "intensity", "orientation", "interpolation", "direction")
+COMPONENTS = {
+    "network": "network_def",
+    "augmentation": "train#augmentation",
+    "superpixels": "train#superpixels",
+}
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -85,20 +92,45 @@ def describe_component(parser: ConfigParser, key: str) -> Any:
 def describe_components(parser: ConfigParser) -> dict[str, Any]:
     """Return what a training depends on beside its step, as far as its configuration has it.
 
-    The network with all its switches, the augmentation, and how slices are cut; of a data set no
-    path and no name.
+    The network with all its switches, augmentation, optimiser, superpixels, how slices are cut and
+    registered, and all plain values at the top of the configuration (batch size, learning rates,
+    ...); of a data set no path and no name.
 
     Args:
         parser: A composed train.yaml.
     """
     found: dict[str, Any] = {}
-    for name, key in (("network", "network_def"), ("augmentation", "train#augmentation")):
+    for name, key in COMPONENTS.items():
         if key in parser:
             found[name] = describe_component(parser, key)
+    given = {key: f"optimizer#{key}" for key in parser["optimizer"] if key != "params"}
+    found["optimizer"] = {
+        "type" if key == "_target_" else key: describe_component(parser, part)
+        for key, part in given.items()
+    }
+    found["settings"] = {key: value for key, value in parser.get().items() if _is_setting(value)}
+    if parser.get("registration") is not None:
+        found["registration"] = _describe_registration(parser.get_parsed_content("registration"))
     dataset = parser["train#dataset"]
     slices = [key for key in SLICES if key in dataset]
     found["slices"] = {key: describe_component(parser, f"train#dataset#{key}") for key in slices}
     return found
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value is a plain one that is no path, reference or expression."""
+    if isinstance(value, list):
+        return bool(value) and all(_is_setting(item) for item in value)
+    if isinstance(value, str):
+        return not value.startswith(("@", "$", "%")) and "/" not in value and "\\" not in value
+    return isinstance(value, PLAIN)
+
+
+def _describe_registration(folder: PathLike) -> dict[str, Any]:
+    """Return how `medseg register` made a folder; nothing if it has no report."""
+    file = Path(folder) / "report.json"
+    report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {key: report[key] for key in ("method", "region", "selection") if key in report}
 
 
 def describe_federation(bundle: str, folder: Path, options: Options) -> dict[str, Any]:

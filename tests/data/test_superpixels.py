@@ -59,13 +59,14 @@ def test_superpixels__count_from_1_inside_the_body(ct):
         assert len(np.unique(organ)) == 1  # the bright disc is one piece
 
 
-def test_body_mask__is_the_largest_part_without_holes():
-    volume = np.zeros((2, 20, 20))
+def test_body_mask__is_the_largest_part_of_each_slice_without_holes():
+    volume = np.zeros((3, 20, 20))
     volume[:, 2:12, 2:12] = 5
     volume[:, 5:7, 5:7] = 0  # a hole
     volume[:, 16:18, 16:18] = 5  # a speck
+    volume[2, 2:16, 2:16] = 0  # alone in the last slice
     mask = body_mask(volume, 1.0)
-    assert mask.sum() == 2 * 100
+    assert mask.sum((1, 2)).tolist() == [100, 100, 4]
     np.testing.assert_array_equal(body_mask(volume, "otsu"), mask)
     assert not body_mask(np.zeros((2, 4, 4)), "otsu").any()
 
@@ -101,15 +102,17 @@ def test_files__nothing_above_the_threshold(cases, tmp_path):
         Superpixels(mr_body="half")
 
 
-def test_draw__takes_every_superpixel_of_slices_with_body(cases, tmp_path):
+@pytest.mark.parametrize("draw_last", [False, True])
+def test_draw__takes_every_superpixel_but_the_last_of_slices_with_body(cases, tmp_path, draw_last):
     slices = dataset(cases[:1], tmp_path / "s")
     assert len(slices) == 4  # two of six slices are air
     generator = torch.Generator().manual_seed(0)
     index = torch.zeros(200, dtype=torch.long)
-    image, mask = slices.draw(index, generator)
+    image, mask = slices.draw(index, generator, last=draw_last)
     assert image.shape == mask.shape == (200, 1, SIZE, SIZE)
     pieces = slices[0]["superpixels"]
-    areas = {int((pieces == value).sum()) for value in range(1, int(pieces.max()) + 1)}
+    numbers = range(1, int(pieces.max()) + int(draw_last))
+    areas = {int((pieces == value).sum()) for value in numbers}
     assert {int(area) for area in mask.flatten(1).sum(1)} == areas
 
 
@@ -127,6 +130,26 @@ def test_loader__uses_each_slice_once_and_is_seeded(cases, tmp_path):
         assert torch.equal(one["label"], other["label"])
     capped = EpisodeLoader(slices, batch_size=1, max_steps=7)
     assert (len(capped), capped.num_samples, len(list(capped))) == (7, 7, 7)
+
+
+def test_loader__draws_anew_where_the_superpixel_left_the_support(cases, tmp_path, caplog):
+    class Moving:
+        """Empties the first masks that it sees."""
+
+        def __init__(self, number):
+            self.left = number
+
+        def __call__(self, image, mask, *, generator):
+            self.left -= 1
+            return image, mask if self.left < 0 else torch.zeros_like(mask)
+
+    slices = dataset(cases[:1], tmp_path / "s")
+    (first, *_) = EpisodeLoader(slices, augmentation=Moving(3))
+    assert first["label"].flatten(1).any(1).all()
+    assert not caplog.records
+    (first, *_) = EpisodeLoader(slices, augmentation=Moving(20))
+    assert not first["label"].any()
+    assert "left the support 10 times" in caplog.text
 
 
 def test_loader__refuses_sizes_that_cannot_be(cases, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from medseg_kit.inference.fingerprint import network_fingerprint
 from medseg_kit.inference.one_shot import OneShotInferer
 from medseg_kit.inference.support import SupportHandler, SupportSource
 from medseg_kit.networks.mask_copy import MaskCopyClassifier
@@ -286,6 +287,23 @@ def test_support_source__file_of_other_settings(network, source, tmp_path):
     half = SupportSource(PREPROCESSING, support=path)
     with pytest.raises(UserError, match=r"made with \{'size': \[32, 32\]\}, now it is .*16"):
         half.supports(network, slice_size=(SIZE // 2, SIZE // 2))
+
+
+def test_support_source__file_of_another_classifier(network, source, tmp_path):
+    file = save_supports(tmp_path / "p.pt", source.supports(network, slice_size=(SIZE, SIZE)))
+    network.classifier.scale = 10.0  # decides nothing about prototypes
+    again = SupportSource(PREPROCESSING, support=file)
+    again.supports(network, slice_size=(SIZE, SIZE))
+    network.classifier.threshold = 0.3
+    with pytest.raises(UserError, match=r"was made with \{'threshold': 0.95\}"):
+        again.supports(network, slice_size=(SIZE, SIZE))
+
+
+@pytest.mark.parametrize("option", ["threshold", "scale", "renormalise_aggregate"])
+def test_fingerprint__of_the_network_names_its_classifiers_options(network, option):
+    before = network_fingerprint(network)
+    setattr(network.classifier, option, not getattr(network.classifier, option))
+    assert network_fingerprint(network) != before
 
 
 def test_support_handler__makes_them_with_the_present_weights(network, source):

@@ -61,6 +61,30 @@ def test_pretrained__loads_deeplabs_backbone(tmp_path):
         torch.testing.assert_close(value, state[f"backbone.{key}"])
 
 
+def test_pretrained__files_of_old_pytorch_lack_the_counters_of_the_norms(tmp_path):
+    state = DilatedResNet(18).backbone.state_dict()
+    old = {key: v for key, v in state.items() if not key.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "resnet.pth")
+    network = DilatedResNet(18, pretrained_path=tmp_path / "resnet.pth")
+    torch.testing.assert_close(network.backbone.conv1.weight, state["conv1.weight"])
+
+
+def test_pretrained__the_names_are_those_of_torchvision():
+    """Golden names and shapes of deeplabv3_resnet101_coco; torchvision is no dependency."""
+    with torch.device("meta"):
+        state = DilatedResNet(101).backbone.state_dict()
+    assert len(state) == 624
+    for key, shape in {
+        "conv1.weight": (64, 3, 7, 7),
+        "bn1.running_var": (64,),
+        "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+        "layer1.0.downsample.1.weight": (256,),
+        "layer3.22.conv2.weight": (256, 256, 3, 3),
+        "layer4.2.bn3.bias": (2048,),
+    }.items():
+        assert tuple(state[key].shape) == shape
+
+
 def test_pretrained__that_does_not_fit_names_a_key(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         DilatedResNet(18, pretrained_path=tmp_path / "nothing.pth")

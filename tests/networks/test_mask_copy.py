@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from medseg_kit.networks.mask_copy import MaskCopyClassifier
+from medseg_kit.networks.one_shot import OneShotNetwork
 
 
 def test_mask_copy__answers_with_the_mask_of_the_support():
@@ -25,3 +26,10 @@ def test_mask_copy__of_several_supports_is_their_majority():
     query = torch.zeros(1, 1, 8, 8)
     found = copy.score(query, foreground) > copy.score(query, background)
     assert torch.equal(found, masks[:1].bool())
+
+
+def test_mask_copy__the_network_knows_its_device_without_parameters():
+    network = OneShotNetwork(torch.nn.Identity(), MaskCopyClassifier(), ["organ"])
+    assert network.to("meta").device == torch.device("meta")
+    assert not network.state_dict()
+    assert "MaskCopyClassifier()" in str(network)

@@ -70,6 +70,9 @@ def test_describe_components__network_augmentation_and_slices_without_paths(repo
     )
     assert found["augmentation"]["rule"] == "rotate"
     assert found["slices"]["image_size"] == 128
+    assert found["optimizer"]["type"] == "torch.optim.AdamW"
+    assert found["settings"]["learning_rate"] == 0.001
+    assert (found["settings"]["batch_size"], found["settings"]["amp"]) == (8, "bf16")
     assert str(repository) not in json.dumps(found)
 
 
