@@ -38,6 +38,8 @@ class TwoStreamLoader:
         steps_per_epoch: Batches an epoch, the loader's length.
         augmentation: Applied to whole batches; none if None (``matrix`` is the identity then).
         device: Where batches are augmented; that of the slices if None.
+        labels_needed: Refuse to fill a batch that is to be all labelled with unlabelled slices; a
+            site without labels in a federation gives such batches instead.
 
     Raises:
         ValueError: For sizes that cannot be.
@@ -52,6 +54,7 @@ class TwoStreamLoader:
         steps_per_epoch: int,
         augmentation: Augmentation | None = None,
         device: torch.device | str | None = None,
+        labels_needed: bool = True,
     ) -> None:
         if batch_size < 1 or not 0 <= labelled_batch_size <= batch_size:
             raise ValueError(
@@ -66,6 +69,7 @@ class TwoStreamLoader:
         self.steps_per_epoch = steps_per_epoch
         self.augmentation = augmentation
         self.device = device
+        self.labels_needed = labels_needed
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -95,7 +99,7 @@ class TwoStreamLoader:
         labelled = self.dataset.labelled
         kinds = [labelled.nonzero()[:, 0], (~labelled).nonzero()[:, 0]]
         sizes = [self.labelled_batch_size, self.batch_size - self.labelled_batch_size]
-        if sizes[1] == 0 and not len(kinds[0]):
+        if self.labels_needed and sizes[1] == 0 and not len(kinds[0]):
             raise UserError(
                 "no slice is labelled, but every slice of a batch has to be: give labels, or a"
                 " smaller labelled_batch_size"

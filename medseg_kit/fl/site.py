@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,8 @@ from medseg_kit.fl.strategy import Strategy
 from medseg_kit.typing import UserError
 
 if TYPE_CHECKING:
+    from ignite.engine import Engine
+
     from medseg_kit.typing import StateDict
 
 SITE_FILE = "site.yaml"
@@ -222,7 +225,8 @@ class Site:
         """
         if self.step is not None:
             self.step.on_round_start(copy_state(state))
-        self.algo.train(ExchangeObject(weights=dict(state)))
+        with _run_begins_anew(self.trainer):
+            self.algo.train(ExchangeObject(weights=dict(state)))
         trained = copy_state(self.algo.get_weights().weights)  # MONAI returns the live tensors
         problem = mismatch(trained, _described(state))
         if problem:
@@ -238,9 +242,22 @@ class Site:
         nothing = shareable_metrics({}, **cases)
         if nothing[1] is not None:
             return nothing
-        _ = self.evaluator  # built now, if it has not been
-        result = self.algo.evaluate(ExchangeObject(weights=dict(state)))
+        with _run_begins_anew(self.evaluator):  # built now, if it has not been
+            result = self.algo.evaluate(ExchangeObject(weights=dict(state)))
         return shareable_metrics(result.metrics, **cases)
+
+
+@contextmanager
+def _run_begins_anew(engine: Engine) -> Iterator[None]:
+    """Forget a run that failed: ignite's engine keeps its generator, which is at its end then.
+
+    The next run would return at once, without a step and without an error.
+    """
+    try:
+        yield
+    except BaseException:
+        engine._internal_run_generator = None
+        raise
 
 
 def case_names(dataset_dir: Path) -> list[str]:

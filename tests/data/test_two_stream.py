@@ -66,6 +66,8 @@ def test_two_stream__a_set_of_one_kind_fills_the_batch(data: SliceDataset) -> No
     assert not batch["labelled"].any()
     with pytest.raises(UserError, match="no slice is labelled"):
         next(iter(loader(nothing, labelled_batch_size=5)))
+    site = loader(nothing, labelled_batch_size=5, labels_needed=False)
+    assert not next(iter(site))["labelled"].any()
 
 
 def test_two_stream__supervised_batches(data: SliceDataset) -> None:

@@ -9,6 +9,7 @@ import yaml
 from gates import records, toy_options
 from toy_federation import install_bundle, make_sites
 
+from medseg_kit.engines.step import TrainStep
 from medseg_kit.fl.messages import Reply
 from medseg_kit.fl.plan import read_plan
 from medseg_kit.fl.server import Server
@@ -126,6 +127,24 @@ def test_lying_site__metrics_do_not_spoil_the_mean(bundle, sites, tmp_path, metr
     summary = records(out, "round")[0]
     assert summary["num_reporting"] == 2
     assert summary["mean_metric"] == pytest.approx(summary["mean_metric"], nan_ok=False)
+
+
+def test_training__the_round_after_a_failure_trains(bundle, sites, tmp_path, monkeypatch):
+    calls, optimise = [], TrainStep._optimise
+
+    def fail_once(step, engine, loss, losses):
+        calls.append(step)
+        if len(calls) == 1:
+            raise FloatingPointError("injected")
+        optimise(step, engine, loss, losses)
+
+    monkeypatch.setattr(TrainStep, "_optimise", fail_once)
+    folders = {name: sites / name for name in "ab"}
+    simulate(bundle, folders, tmp_path / "out", options=toy_options(rounds=2, quorum=1))
+    found = {(row["round"], row["site"]): row for row in records(tmp_path / "out", "site")}
+    assert "injected" in str(found[1, "a"])
+    assert [found[2, name]["status"] for name in "ab"] == ["ok", "ok"]
+    assert found[2, "a"]["update_norm"] > 0
 
 
 def test_handshake__counts_that_are_none(bundle, sites, tmp_path):
