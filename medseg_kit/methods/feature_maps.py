@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+SEEN = 1e-3  # norm of a feature, below which augmentation has moved its pixel out of the image
+
 
 class FeatureMaps:
     """Feature maps by (volume, slice): known ones are overwritten, the oldest leave.
@@ -37,7 +39,7 @@ class FeatureMaps:
     def sample(
         self, volume: int, slices: torch.Tensor, pixels: torch.Tensor, size: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features at pixels of a volume's slices, and whether the slice is here.
+        """Return features at pixels of a volume's slices, and whether they have been seen.
 
         Args:
             volume: The volume.
@@ -46,7 +48,8 @@ class FeatureMaps:
             size: Rows and columns of the canonical slices.
 
         Returns:
-            ``(n, d)``, zeros where there is nothing, and ``(n,)`` bool.
+            ``(n, d)``, zeros where there is nothing, and ``(n,)`` bool: the slice is here, and
+            augmentation had not moved the pixel out of it.
         """
         some = next(iter(self.maps.values()))
         result = torch.zeros(len(pixels), some.shape[0], device=pixels.device)
@@ -62,7 +65,7 @@ class FeatureMaps:
                 content[None].to(grid), grid[chosen][None, None], "bilinear", "border", False
             )
             result[chosen] = sampled[0, :, 0].t()
-            there |= chosen
+            there[chosen] = result[chosen].norm(dim=1) > SEEN
         return result, there
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,22 +28,14 @@ def limit_labels(
         out: Folder to write.
         num_subjects: Labelled training patients to keep.
         keep_unlabelled: Keep the other training cases without their labels, else leave them out.
-        seed: Draws them; the first ones of the data set's own list (the published order) if None.
+        seed: As in `labelled_subjects`.
 
     Raises:
         UserError: If the data set has fewer labelled training patients.
     """
     source, folder = Path(dataset_dir).resolve(), Path(out)
     content = read_datalist(source)
-    labelled = (case["subject"] for case in content["training"] if "label" in case)
-    subjects = list(dict.fromkeys(labelled))
-    if not 1 <= num_subjects <= len(subjects):
-        raise UserError(
-            f"label budget {num_subjects} does not fit {source}: "
-            f"it has {len(subjects)} labelled training patients"
-        )
-    ordered = subjects if seed is None else seeded_order(subjects, seed=seed)
-    chosen = set(ordered[:num_subjects])
+    chosen = set(labelled_subjects(source, num_subjects, seed=seed))
     training = [_limited(case, case["subject"] in chosen) for case in content["training"]]
     content["training"] = [case for case in training if keep_unlabelled or "label" in case]
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +45,30 @@ def limit_labels(
             link.symlink_to(child, target_is_directory=True)
     write_datalist(folder, content)
     return folder
+
+
+def labelled_subjects(
+    dataset_dir: PathLike, num_subjects: int, *, seed: int | None = None
+) -> list[str]:
+    """Return the labelled training patients of a budget.
+
+    Args:
+        dataset_dir: Prepared data set.
+        num_subjects: How many.
+        seed: Draws them; the first ones of the data set's own list (the published order) if None.
+
+    Raises:
+        UserError: If the data set has fewer labelled training patients.
+    """
+    training = read_datalist(dataset_dir)["training"]
+    subjects = list(dict.fromkeys(case["subject"] for case in training if "label" in case))
+    if not 1 <= num_subjects <= len(subjects):
+        raise UserError(
+            f"label budget {num_subjects} does not fit {dataset_dir}: "
+            f"it has {len(subjects)} labelled training patients"
+        )
+    ordered = subjects if seed is None else seeded_order(subjects, seed=seed)
+    return ordered[:num_subjects]
 
 
 def data_digest(folder: PathLike) -> str:

@@ -57,7 +57,8 @@ class RunSpec:
         command: Words of a command; {predictions}, {run_dir}, {test}, {seed} and {label_budget} are
             replaced.
         unlabelled: With label budgets, whether the training cases beyond the budget stay, without
-            label ("keep"), or go ("drop").
+            label ("keep"), or go ("drop"). Bundles that learn from unlabelled images, those with an
+            id `labelled`, always keep them.
     """
 
     name: str

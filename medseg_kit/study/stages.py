@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medseg_kit.data.datalist import read_datalist
 from medseg_kit.files import write_json
 from medseg_kit.report.ledger import metric_curves, of_type, read_ledger
 from medseg_kit.study.evaluation import evaluate_predictions
-from medseg_kit.study.labels import limit_labels
+from medseg_kit.study.labels import labelled_subjects, limit_labels
 from medseg_kit.study.options import describe_components, describe_federation, options_of
 from medseg_kit.study.references import find_references
 from medseg_kit.study.spec import Job
@@ -71,10 +72,12 @@ def train(job: Job, out: Path, *, checkpoint_rule: str) -> dict[str, Any]:
     files = ["train.yaml", *job.spec.overlays]
     config = load_config(str(job.spec.bundle), files)
     overrides: dict[str, Any] = {"output_dir": str(out), "seed": job.seed}
-    if "labelled" in config and job.label_order == "listed":  # the data set hides the other labels
-        overrides |= {"dataset_dir": str(job.spec.data), "labelled": job.label_budget or "all"}
+    if "labelled" in config:  # its data set hides the other labels, and keeps the images
+        overrides |= {"dataset_dir": str(job.spec.data), "labelled": _labelled(job)}
     else:
-        overrides["dataset_dir"] = _training_data(job, job.spec.data or "", out.parent / "data")
+        keep = job.spec.unlabelled == "keep"
+        view = out.parent / "data"
+        overrides["dataset_dir"] = _training_data(job, job.spec.data or "", view, keep=keep)
     if "resume" in config:
         overrides["resume"] = True
     overrides |= {**job.spec.overrides, **job.spec.paths}
@@ -127,12 +130,15 @@ def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]
     Raises:
         UserError: If the bundle, a site or an option does not fit.
     """
+    from medseg_kit.bundle.config import load_config
     from medseg_kit.data.datalist import site_folders
     from medseg_kit.fl.plan import Options
     from medseg_kit.fl.simulation import simulate
 
+    keep = job.spec.unlabelled == "keep"
+    keep = keep or "labelled" in load_config(str(job.spec.bundle), ["train.yaml"])
     sites = {
-        name: Path(_training_data(job, folder, run_dir / "data" / name))
+        name: Path(_training_data(job, folder, run_dir / "data" / name, keep=keep))
         for name, folder in site_folders(job.spec.sites or "").items()
     }
     options = Options(
@@ -278,14 +284,26 @@ def discard_training(run_dir: Path) -> None:
         shutil.rmtree(run_dir)
 
 
-def _training_data(job: Job, data: str | Path, view: Path) -> str:
+def _labelled(job: Job) -> int | str | list[str]:
+    """Return the label budget as the id `labelled` takes it."""
     if job.label_budget is None:
+        return "all"
+    if job.label_order == "listed":
+        return job.label_budget
+    return labelled_subjects(str(job.spec.data), job.label_budget, seed=job.seed)
+
+
+def _training_data(job: Job, data: str | Path, view: Path, *, keep: bool) -> str:
+    """Return a data set with the labels of the budget; a site without labels stays as it is."""
+    if job.label_budget is None:
+        return str(data)
+    if keep and not any("label" in case for case in read_datalist(data)["training"]):
         return str(data)
     view = limit_labels(
         data,
         view,
         num_subjects=job.label_budget,
-        keep_unlabelled=job.spec.unlabelled == "keep",
+        keep_unlabelled=keep,
         seed=job.seed if job.label_order == "seeded" else None,
     )
     return str(view)

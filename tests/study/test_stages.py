@@ -10,11 +10,22 @@ from medseg_kit.study.spec import Job, RunSpec
 from medseg_kit.study.stages import (
     chosen_weights,
     existing_weights,
+    federate,
     parts_of,
     predict,
+    train,
 )
 from medseg_kit.typing import UserError
 from tests.study.conftest import write_datalist
+
+
+@pytest.fixture
+def training(dataset):
+    """The data set with its three patients for training."""
+    folder, _ = dataset
+    cases = json.loads((folder / "datalist.json").read_text())["test"]
+    write_datalist(folder, training=cases, test=[])
+    return folder
 
 
 def trained(**parts):
@@ -32,6 +43,54 @@ def test_chosen_weights__the_last_ones_are_those_that_deploy(tmp_path):
     assert torch.equal(last["weight"], expected)
     whole = torch.load(chosen_weights(trained(network=two), tmp_path, "last"), weights_only=True)
     assert len(whole) == 4
+
+
+@pytest.mark.parametrize(
+    ("order", "budget", "expected"),
+    [("listed", 3, 3), ("listed", None, "all"), ("seeded", 2, ["p2", "p0"])],
+)
+def test_train__a_bundle_with_a_budget_of_its_own_keeps_all_images(
+    training, monkeypatch, order, budget, expected
+):
+    seen = {}
+
+    def load(bundle, files, overrides=None):
+        if overrides is not None:
+            seen.update(overrides)
+            raise InterruptedError
+        return {"labelled": None}
+
+    monkeypatch.setattr("medseg_kit.bundle.config.load_config", load)
+    spec = RunSpec("mcsc", "train", bundle="b", data=str(training))
+    with pytest.raises(InterruptedError):
+        train(Job(spec, 0, budget, order), training / "out", checkpoint_rule="last")
+    assert seen["dataset_dir"] == str(training)
+    assert seen["labelled"] == expected
+
+
+def test_federate__budgets_keep_unlabelled_images_and_sites_without_labels(
+    repository, training, tmp_path, monkeypatch
+):
+    sites = tmp_path / "sites"
+    shutil.copytree(training, sites / "some")
+    shutil.copytree(training, sites / "none")
+    cases = json.loads((training / "datalist.json").read_text())["training"]
+    bare = [{key: case[key] for key in ("image", "subject")} for case in cases]
+    write_datalist(sites / "none", training=bare)
+    seen = {}
+
+    def simulate(bundle, folders, out, *, options):
+        seen.update(folders)
+        raise InterruptedError
+
+    monkeypatch.setattr("medseg_kit.fl.simulation.simulate", simulate)
+    bundle = str(repository / "bundles" / "cardiac_mr_mcsc")
+    job = Job(RunSpec("mcsc", "federate", bundle=bundle, sites=str(sites)), 0, 1)
+    with pytest.raises(InterruptedError):
+        federate(job, tmp_path / "run", checkpoint_rule="last")
+    assert seen["none"] == sites / "none"
+    limited = json.loads((seen["some"] / "datalist.json").read_text())["training"]
+    assert ["label" in case for case in limited] == [True, False, False]
 
 
 def test_chosen_weights__missing_best_ones_are_an_error(tmp_path):
