@@ -134,7 +134,7 @@ def read_plan(bundle: PathLike, options: Options) -> Plan:
         description=describe_bundle(root, files, overrides=options.overrides, organs=organs),
         strategy=strategy,
         global_state=_initial_state(parser, options),
-        initial_weights=_weights_name(options),
+        initial_weights=_weights_name(parser, options),
         deployed=deployed_names(root, parser, options),
     )
 
@@ -169,12 +169,27 @@ def _initial_state(parser: ConfigParser, options: Options) -> StateDict:
     return {**state, **fitting}
 
 
-def _weights_name(options: Options) -> str:
-    """Return what identifies the initial weights: their digest, as no path belongs in a ledger."""
-    if options.initial_weights is None:
+def _weights_name(parser: ConfigParser, options: Options) -> str:
+    """Return what identifies the initial weights: their digest, as no path belongs in a ledger.
+
+    They are those of the whole network, or of a part of it (the ids ``pretrained_path``).
+    """
+    paths = [options.initial_weights] if options.initial_weights else _pretrained(parser.get())
+    if not paths:
         return "random"
-    content = Path(options.initial_weights).read_bytes()
-    return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
+    digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths))
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _pretrained(config: Any) -> list[str]:
+    """Return the files that a configuration's networks start from."""
+    if isinstance(config, list):
+        return [path for item in config for path in _pretrained(item)]
+    if not isinstance(config, dict):
+        return []
+    own = config.get("pretrained_path")
+    found = [own] if isinstance(own, str) and not own.startswith("@") else []
+    return found + [path for item in config.values() for path in _pretrained(item)]
 
 
 def deployed_names(

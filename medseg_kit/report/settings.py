@@ -76,6 +76,20 @@ def sweep_curve(records: Sequence[Record], sweep: Mapping[str, Any]) -> Figure |
     return interval_plot(lines, xlabel=sweep["name"], ylabel="Dice") if lines else None
 
 
+def random_starts(records: Sequence[Record]) -> list[str]:
+    """Return the methods of which a network takes pre-trained weights and was not given any."""
+    return list(
+        dict.fromkeys(record["method"] for record in records if _is_random(record.get("options")))
+    )
+
+
+def _is_random(options: Any) -> bool:
+    if isinstance(options, dict):
+        missing = "pretrained_path" in options and options["pretrained_path"] is None
+        return missing or any(map(_is_random, options.values()))
+    return isinstance(options, list) and any(map(_is_random, options))
+
+
 def printed_beside(records: Sequence[Record], printed: Sequence[Record]) -> list[dict[str, Any]]:
     """Return the papers' numbers with ours of the same method, budget and structure beside them.
 

@@ -21,7 +21,7 @@ from medseg_kit.report.cost import cost_table
 from medseg_kit.report.page import write_page
 from medseg_kit.report.pictures import overlap_pictures
 from medseg_kit.report.sections import cost_rows, difference_rows, distance_rows, printed_rows
-from medseg_kit.report.settings import printed_beside
+from medseg_kit.report.settings import printed_beside, random_starts
 from medseg_kit.report.study_figures import (
     Section,
     setting_figures,
@@ -122,6 +122,11 @@ def extra_tables(folder: Path, records: Sequence[Record], settings: Record) -> l
             "other, not ranked. All structures and label budgets are in printed.csv."
         )
         title = "Printed in the papers, and ours"
+        if random := random_starts(records):
+            lead += (
+                f" Networks of {', '.join(random)} start from random weights here, where the papers"
+                " start from pre-trained ones: not comparable with them."
+            )
         tables.append({"title": title, "lead": lead, "rows": printed_rows(rows)})
     costs = cost_table(records)
     write_text(folder / "cost.csv", to_csv(costs))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "SimpleITK")
 
@@ -32,12 +34,16 @@ def describe_hardware() -> dict[str, object]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of what its numbers depend on."""
+    """Return the versions of Python, of this package and of what its numbers depend on.
+
+    ``source`` is a digest of the package's own files, which tells states of one version apart.
+    """
     from medseg_kit import __version__
 
     return {
         "python": platform.python_version(),
         "medseg_kit": __version__,
+        "source": _source_digest(),
         **{name: version(name) for name in PACKAGES},
     }
 
@@ -47,6 +53,14 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _source_digest() -> str:
+    """Return 12 hexadecimal digits of the sha256 of the package's Python files."""
+    folder, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _processor_name() -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 OWN = "medseg_kit."
 SLICES = ("image_size", "window", "intensity", "orientation", "interpolation", "direction")
+PRETRAINED = "pretrained_path"
 COMPONENTS = {
     "network": "network_def",
     "augmentation": "train#augmentation",
@@ -86,6 +87,8 @@ def describe_component(parser: ConfigParser, key: str) -> Any:
     parameters = inspect.signature(kind).parameters.values()
     defaults = {p.name: options_of(p.default) for p in parameters if p.default is not p.empty}
     arguments = {name: describe_component(parser, part) for name, part in given.items()}
+    if arguments.get(PRETRAINED) is not None:
+        arguments[PRETRAINED] = "given"  # a path of this machine
     return {"type": _name(kind), **defaults, **arguments}
 
 

@@ -13,7 +13,10 @@ from medseg_kit.cli.superpixels import superpixels
 from medseg_kit.data.datalist import load_datalist
 from medseg_kit.data.phantom_anatomy import PELVIS
 from medseg_kit.data.phantoms import write_phantom_dataset
+from medseg_kit.fl.plan import Options, read_plan
+from medseg_kit.networks.dilated_resnet import DilatedResNet
 from medseg_kit.typing import UserError
+from tests.methods.slice_training import train
 
 NAME = "pelvis_mr_cowpro"
 
@@ -81,6 +84,48 @@ def test_superpixels__take_the_settings_of_the_site(repository, tmp_path, capsys
     usual, other = made(), made("mr_body=9.5")
     (data / "site.yaml").write_text("overrides: {mr_body: 9.5}\n")
     assert usual != other == made()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("method", ["fused", "fedprox", "fused,fedprox", "fedbn", "uncapped"])
+def test_overlay__trains(repository, method):
+    overlays = [f"methods/{name}.yaml" for name in method.split(",")]
+    small = {"device": "cpu", "amp": "off", "encoder#widen_factor": 0.125, "total_steps": 2}
+    files = ["train.yaml", "federated.yaml", *overlays]
+    parser = load_config(repository / "bundles" / NAME, files, overrides=small)
+    step, model = (parser.get_parsed_content(key) for key in ("train#step", "model"))
+    step.on_round_start({key: value.clone() for key, value in model.state_dict().items()})
+    image = torch.rand(2, 1, 64, 64)
+    label = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    label[:, :, 16:48, 16:48] = 1
+    batches = [{"image": image + label, "label": label}] * 2
+    optimizer = parser.get_parsed_content("optimizer")
+    losses = train(step, model, batches, optimizer=optimizer)[1]
+    assert all(value == value and value >= 0 for value in losses.values())
+    expected = {"query", "alignment"} | ({"spatial", "edge"} if "fused" in method else set())
+    assert set(losses) == expected | ({"proximal"} if "fedprox" in method else set())
+    assert parser["max_steps"] == (None if method == "uncapped" else 1000)
+
+
+def test_ledger__names_the_weights_that_the_encoder_starts_from(repository, tmp_path):
+    small = {"encoder#widen_factor": 1.0, "device": "cpu"}
+    bundle = repository / "bundles" / NAME
+    assert read_plan(bundle, Options(overrides=small)).initial_weights == "random"
+    torch.save(DilatedResNet(18).backbone.state_dict(), tmp_path / "resnet.pth")
+    small["encoder#pretrained_path"] = str(tmp_path / "resnet.pth")
+    assert read_plan(bundle, Options(overrides=small)).initial_weights.startswith("sha256:")
+
+
+@pytest.mark.parametrize("overlay", ["untrained", "mask_copy", "published_inference"])
+def test_overlay__answers_for_every_organ(repository, overlay):
+    files = ["inference.yaml", f"methods/{overlay}.yaml"]
+    small = {} if overlay == "mask_copy" else {"encoder#widen_factor": 0.125}
+    parser = load_config(repository / "bundles" / NAME, files, overrides=small)
+    assert (parser["checkpoint"] is None) == (overlay != "published_inference")
+    network = parser.get_parsed_content("network_def").eval()
+    with torch.no_grad():
+        logits = network(torch.rand(1, 1, 32, 32))
+    assert logits.shape == (1, 1 + len(parser["organs"]), 32, 32)
 
 
 @pytest.mark.parametrize(

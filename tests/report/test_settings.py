@@ -2,7 +2,7 @@ import pytest
 
 from medseg_kit.report.cost import cost_table
 from medseg_kit.report.sections import printed_rows
-from medseg_kit.report.settings import label_efficiency, printed_beside, sweep_curve
+from medseg_kit.report.settings import label_efficiency, printed_beside, random_starts, sweep_curve
 from tests.report.test_comparison import BETTER, WORSE, case, record
 
 
@@ -52,6 +52,15 @@ def test_printed_beside__what_nobody_ran_stays_printed_only():
         None,
         0.9,
     )
+
+
+def test_random_starts__methods_whose_networks_could_have_been_pretrained():
+    def started(method, path):
+        network = {"first": {"type": "UNet2D"}, "second": {"pretrained_path": path}}
+        return budgeted(method, BETTER, 7) | {"options": {"network": network}}
+
+    records = [started("mcsc", None), started("cps", "given"), *STUDY]
+    assert random_starts(records) == ["mcsc"]
 
 
 def test_printed_beside__a_client_alone_where_the_paper_has_clients():

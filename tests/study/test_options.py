@@ -76,6 +76,16 @@ def test_describe_components__network_augmentation_and_slices_without_paths(repo
     assert str(repository) not in json.dumps(found)
 
 
+def test_describe_components__pretrained_weights_without_their_place(repository, tmp_path):
+    key = "network_def#second#pretrained_path"
+    parser = load_config(
+        repository / "bundles" / "cardiac_mr_semi_supervised",
+        ["train.yaml", "methods/cross_teaching.yaml"],
+        overrides={key: str(tmp_path / "swin.pth")},
+    )
+    assert describe_components(parser)["network"]["second"]["pretrained_path"] == "given"
+
+
 @pytest.mark.parametrize(
     ("name", "method", "strategy"),
     [
