@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,24 @@ def test_weights__are_those_of_slices_used():
         }
         mean = weighted_mean({"large": {"w": torch.ones(1)}, "small": {"w": torch.zeros(1)}}, used)
         assert float(mean["w"]) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
+def test_client_without_a_support__trains_and_says_why_it_reports_no_metric(
+    repository, sites, tmp_path
+):
+    """A scan that it trains on never stands in for the support."""
+    shutil.copytree(sites, tmp_path / "sites")
+    path = tmp_path / "sites" / "mr" / "datalist.json"
+    content = json.loads(path.read_text())
+    content["training"] = [case for case in content["training"] if not case.get("support")]
+    path.write_text(json.dumps(content))
+    bundle = repository / "bundles" / "pelvis_mr_cowpro"
+    options = Options(rounds=1, overrides=TINY, min_cases=1)
+    simulate(bundle, tmp_path / "sites", tmp_path / "out", options=options)
+    found = {row["site"]: row for row in records(tmp_path / "out", "site")}
+    assert found["mr"]["status"] == "ok"
+    assert found["ct"]["metrics"] is not None
+    assert found["mr"]["metrics"] is None
+    assert "needs the prototypes of a support scan" in found["mr"]["metrics_suppressed"]
