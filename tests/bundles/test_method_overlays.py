@@ -25,6 +25,7 @@ INFERENCE = {
         name: name
         for name in ("attention_unet.yaml", "r50_unet.yaml", "swin_unetr.yaml", "unetr.yaml")
     },
+    "mcsc": {"deploy_transformer.yaml": "transformer_inference.yaml"},
     "mcsc_v2": {
         "mean_teacher.yaml": "unet_inference.yaml",
         "cps.yaml": "unet_inference.yaml",
