@@ -105,8 +105,9 @@ def resize_slices(
     Args:
         slices: ``(N, C, H, W)``, of a floating type unless ``interpolation`` is "nearest".
         size: New ``(H, W)``.
-        interpolation: "linear", or "nearest" for labels and for images as the papers' code
-            (`scipy.ndimage.zoom` of order 0) has them.
+        interpolation: "linear", or "nearest" for labels, and for images where the papers' code
+            takes the nearest pixel. Pixel centres stay in place; that code (`scipy.ndimage.zoom` of
+            order 0) aligns the outer pixels instead, so some pixels differ by one.
     """
     if tuple(slices.shape[-2:]) == tuple(size):
         return slices
