@@ -64,7 +64,7 @@ class OneShotNetwork(nn.Module):
         self.classifier = classifier
         self.organs = tuple(organs)
         self.supports: tuple[SupportPrototypes, ...] = ()
-        self.register_buffer("_place", torch.empty(0), persistent=False)
+        self.register_buffer("_place", torch.zeros(1), persistent=False)
 
     @property
     def device(self) -> torch.device:
