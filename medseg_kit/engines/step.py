@@ -90,6 +90,7 @@ class TrainStep(ABC):
         self.terms = list(terms)
         self.amp = amp
         self.clip_norm = clip_norm
+        self.loss_names: set[str] = set()  # what was minimised since the start of the round
         self._scaler = torch.amp.GradScaler(enabled=amp == "fp16" and torch.cuda.is_available())
 
     @abstractmethod
@@ -108,6 +109,7 @@ class TrainStep(ABC):
 
     def on_round_start(self, global_state: StateDict) -> None:
         """Receive the global weights of a federated round; passed on to the terms."""
+        self.loss_names = set()
         for term in self.terms:
             start = getattr(term, "on_round_start", None)
             if start is not None:
@@ -156,6 +158,7 @@ class TrainStep(ABC):
                 if start is not None:
                     start(self.global_step, self.total_steps)
                 losses = {**losses, **term(engine, batch)}
+        self.loss_names |= losses.keys()
         loss = torch.stack([value.float() for value in losses.values()]).sum()
         self._optimise(engine, loss, losses)
         self.global_step += 1

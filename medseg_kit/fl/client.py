@@ -78,7 +78,8 @@ class SiteClient:
         site.memory.end(request.run_id, request.round_number)
         return {
             "num_samples": site.num_samples,
-            "num_steps": site.local_epochs * site.trainer.state.epoch_length,
+            "num_steps": site.num_steps,
+            "losses": sorted(getattr(site.step, "loss_names", ())),
         }, site.shared(state)
 
     @staticmethod

@@ -82,6 +82,7 @@ def site_record(info: SiteInfo, request: Request, reply: Reply | None) -> dict[s
         "seconds": content.get("seconds"),
         "num_samples": content.get("num_samples"),
         "num_steps": content.get("num_steps"),
+        "losses": content.get("losses"),
         "update_norm": None,
         "digest": None,
         "metrics": None,

@@ -44,7 +44,8 @@ class Reply:
         site: Name of the site.
         kind: That of the request.
         round_number: That of the request.
-        content: Counts, metrics and seconds; the description of the site in a handshake.
+        content: Counts, metrics, seconds and the names of the losses of a training; the description
+            of the site in a handshake.
         error: What went wrong, without paths or patients; None if all went well.
         state: Weights after local training, by key.
     """

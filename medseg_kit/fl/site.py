@@ -158,6 +158,7 @@ class Site:
         self.step: Any | None = None
         if "train#step" in self._workflow.parser:
             self.step = self._workflow.parser.get_parsed_content("train#step")
+        self.num_steps = 0  # of the last round
         self.num_training = len(self._workflow.train_dataset_data)
         self.num_validation = len(read_datalist(config.dataset_dir)["validation"])
         self.memory = SiteMemory(
@@ -225,8 +226,10 @@ class Site:
         """
         if self.step is not None:
             self.step.on_round_start(copy_state(state))
+        before = self.trainer.state.iteration
         with _run_begins_anew(self.trainer):
             self.algo.train(ExchangeObject(weights=dict(state)))
+        self.num_steps = self.trainer.state.iteration - before
         trained = copy_state(self.algo.get_weights().weights)  # MONAI returns the live tensors
         problem = mismatch(trained, _described(state))
         if problem:

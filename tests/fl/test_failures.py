@@ -145,6 +145,7 @@ def test_training__the_round_after_a_failure_trains(bundle, sites, tmp_path, mon
     assert "injected" in str(found[1, "a"])
     assert [found[2, name]["status"] for name in "ab"] == ["ok", "ok"]
     assert found[2, "a"]["update_norm"] > 0
+    assert found[2, "a"]["num_steps"] == found[2, "b"]["num_steps"] > 0
 
 
 def test_handshake__counts_that_are_none(bundle, sites, tmp_path):

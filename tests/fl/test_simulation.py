@@ -53,6 +53,7 @@ def test_ledger__compares_sites_and_federated_with_local(finished):
         gain = values[record["site"]] - record["local_metrics"]["val_mean_dice"]
         assert record["federated_minus_local"] == pytest.approx(gain)
         assert record["update_norm"] > 0
+        assert record["losses"]
         assert record["bytes_sent"] == record["bytes_received"] > 0
         assert record["seconds"] > 0
     summary = records(finished.out, "round")[-1]
