@@ -93,17 +93,19 @@ def _superpixel_loop(volume: np.ndarray, settings: Any) -> np.ndarray:
     """Return the superpixels of a volume, slice by slice."""
     from skimage.segmentation import felzenszwalb
 
-    parts, _ = ndimage.label(volume > settings.mr_body)
-    body = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
     result = np.zeros(volume.shape, np.uint16)
     for index, plane in enumerate(volume):
+        parts, number = ndimage.label(plane > settings.mr_body)
+        if not number:
+            continue
+        body = parts == 1 + np.bincount(parts.ravel())[1:].argmax()
         pieces = felzenszwalb(
             plane.astype(np.float64),
             scale=settings.scale,
             sigma=settings.sigma,
             min_size=settings.min_size,
         )
-        inside = np.where(ndimage.binary_fill_holes(body[index]), pieces + 1, 0)
+        inside = np.where(ndimage.binary_fill_holes(body), pieces + 1, 0)
         for number, value in enumerate(v for v in np.unique(inside) if v):
             result[index][inside == value] = number + 1
     return result
