@@ -47,7 +47,7 @@ def test_chosen_weights__the_last_ones_are_those_that_deploy(tmp_path):
 
 @pytest.mark.parametrize(
     ("order", "budget", "expected"),
-    [("listed", 3, 3), ("listed", None, "all"), ("seeded", 2, ["p2", "p0"])],
+    [("listed", 3, 3), ("listed", 0, 0), ("listed", None, "all"), ("seeded", 2, ["p2", "p0"])],
 )
 def test_train__a_bundle_with_a_budget_of_its_own_keeps_all_images(
     training, monkeypatch, order, budget, expected
