@@ -118,6 +118,7 @@ class TrainStep(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on beside network and optimiser."""
         return {
+            "method": type(self).__name__,
             "global_step": self.global_step,
             "scaler": self._scaler.state_dict(),
             "terms": [getattr(term, "state_dict", dict)() for term in self.terms],
@@ -127,8 +128,14 @@ class TrainStep(ABC):
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: If the state is that of a step with other terms.
+            ValueError: If the state is that of another method, or of a step with other terms.
         """
+        method = state.get("method", type(self).__name__)  # none in older checkpoints
+        if method != type(self).__name__:
+            raise ValueError(
+                f"the checkpoint is of a {method}, this step is a {type(self).__name__}: resume "
+                "with the configuration that wrote it"
+            )
         contents = state.get("terms", [{} for _ in self.terms])  # none before terms had a state
         if len(contents) != len(self.terms):
             raise ValueError(

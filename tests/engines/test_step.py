@@ -11,6 +11,7 @@ from monai.engines import SupervisedTrainer
 from medseg_kit.engines.handlers import EpochSeed, Resume, epoch_seed
 from medseg_kit.engines.schedules import linear
 from medseg_kit.engines.step import TrainStep, annotated_classes
+from medseg_kit.methods.mean_teacher import MeanTeacherStep
 
 
 class Regression(TrainStep):
@@ -210,6 +211,18 @@ def test_step__group_schedules_by_the_name_of_the_group():
     step.group_schedules = {"fast": linear(1.0, 1.0)}
     with pytest.raises(ValueError, match=r"fast.*slow"):
         trainer.run()
+
+
+def test_step__refuses_the_state_of_another_method():
+    class Other(TrainStep):
+        losses = None
+
+    state = Other(total_steps=1).state_dict()
+    step = MeanTeacherStep(total_steps=1)
+    with pytest.raises(ValueError, match="is of a Other, this step is a MeanTeacherStep: resume"):
+        step.load_state_dict(state)
+    del state["method"]  # as a checkpoint of an earlier version
+    Other(total_steps=1).load_state_dict(state)
 
 
 def test_step__refuses_the_state_of_other_terms():
