@@ -211,3 +211,14 @@ def test_terms__under_cps_too():
     network = pair(second=unet(3), scales=("quarter",))
     history = train(step, network, [with_registered(make_batch())])
     assert {"registration", "contrast"} <= set(history[0])
+
+
+def test_feature_maps__a_place_that_augmentation_moved_out_is_not_there():
+    bank = FeatureMaps(4)
+    maps = torch.ones(1, 3, 4, 4)
+    maps[..., :2] = 0.0  # `unaugmented` leaves zeros where nothing was seen
+    bank.put(torch.tensor([5]), torch.tensor([2]), maps)
+    pixels = torch.tensor([[0.0, 1.0], [3.0, 1.0], [3.0, 1.0]])
+    features, there = bank.sample(5, torch.tensor([2, 2, 7]), pixels, (4, 4))
+    assert there.tolist() == [False, True, False]  # not seen, seen, no such slice
+    assert features[1].tolist() == [1.0, 1.0, 1.0]
