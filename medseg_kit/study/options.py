@@ -111,7 +111,9 @@ def describe_components(parser: ConfigParser) -> dict[str, Any]:
         "type" if key == "_target_" else key: describe_component(parser, part)
         for key, part in given.items()
     }
-    found["settings"] = {key: value for key, value in parser.get().items() if _is_setting(value)}
+    found["settings"] = {
+        key: options_of(value) for key, value in parser.get().items() if _is_setting(value)
+    }
     if parser.get("registration") is not None:
         found["registration"] = _describe_registration(parser.get_parsed_content("registration"))
     dataset = parser["train#dataset"]

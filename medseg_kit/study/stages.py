@@ -19,7 +19,7 @@ from medseg_kit.study.labels import labelled_subjects, limit_labels
 from medseg_kit.study.options import describe_components, describe_federation, options_of
 from medseg_kit.study.references import find_references
 from medseg_kit.study.spec import Job
-from medseg_kit.typing import UserError
+from medseg_kit.typing import PathLike, UserError
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -138,7 +138,9 @@ def federate(job: Job, run_dir: Path, *, checkpoint_rule: str) -> dict[str, Any]
     keep = job.spec.unlabelled == "keep"
     keep = keep or "labelled" in load_config(str(job.spec.bundle), ["train.yaml"])
     sites = {
-        name: Path(_training_data(job, folder, run_dir / "data" / name, keep=keep))
+        name: Path(folder)
+        if keep and not _has_labels(folder)
+        else Path(_training_data(job, folder, run_dir / "data" / name, keep=keep))
         for name, folder in site_folders(job.spec.sites or "").items()
     }
     options = Options(
@@ -293,11 +295,13 @@ def _labelled(job: Job) -> int | str | list[str]:
     return labelled_subjects(str(job.spec.data), job.label_budget, seed=job.seed)
 
 
+def _has_labels(folder: PathLike) -> bool:
+    return any("label" in case for case in read_datalist(folder)["training"])
+
+
 def _training_data(job: Job, data: str | Path, view: Path, *, keep: bool) -> str:
-    """Return a data set with the labels of the budget; a site without labels stays as it is."""
+    """Return a data set with the labels of the budget."""
     if job.label_budget is None:
-        return str(data)
-    if keep and not any("label" in case for case in read_datalist(data)["training"]):
         return str(data)
     view = limit_labels(
         data,
