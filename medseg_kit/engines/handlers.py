@@ -1,4 +1,4 @@
-"""Ignite handlers: seeds by epoch, validation where there are cases, exact resumption."""
+"""Ignite handlers: seeds by epoch, mean losses, validation where there are cases, resumption."""
 
 from __future__ import annotations
 
@@ -67,8 +67,47 @@ def epoch_seed(seed: int, site: str, epoch: int) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
+class MeanLosses:
+    """Put an epoch's mean losses into the trainer's metrics, where MONAI's handlers log them.
+
+    `StatsHandler` prints them after each epoch, and `TensorBoardStatsHandler` or `MLFlowHandler`,
+    where a user adds them, draw them: ``train_loss``, the sum that is minimised, and, where it has
+    several parts, ``train_loss_<part>`` with its weight. A part is averaged over the steps that had
+    it. They are those of this process; of several GPUs each has its own batches.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Gather at every iteration of ``engine``, and write at the end of every epoch."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.gather)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def begin(self) -> None:
+        """Forget the last epoch."""
+        self._sums, self._counts = {}, {}
+
+    def gather(self, engine: Engine) -> None:
+        """Add a step's losses; they stay on their device."""
+        output: Any = engine.state.output
+        parts = {f"train_loss_{name}": value for name, value in output["losses"].items()}
+        for name, value in {"train_loss": output["loss"], **parts}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.float()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def write(self, engine: Engine) -> None:
+        """Write the means; a part that this epoch did not have is gone."""
+        others = {k: v for k, v in engine.state.metrics.items() if not k.startswith("train_loss")}
+        names = list(self._sums) if len(self._sums) > 2 else ["train_loss"]  # one part is the sum
+        means = {name: float(self._sums[name]) / self._counts[name] for name in names}
+        engine.state.metrics = {**others, **means}
+
+
 class Validation:
-    """Validate at intervals; without validation cases, keep the last weights instead.
+    """Validate at intervals and after the last epoch; without cases, keep the last weights instead.
 
     A published split may have no validation set (BTCV as "Synapse"): its papers report the last
     weights. With cases, the evaluator's own handlers keep the best, also over a resumption: the
@@ -94,11 +133,16 @@ class Validation:
         # the evaluator's state has no loader before its first run
         if len(cast("Sized", self.validator.data_loader)):
             engine.add_event_handler(Events.EPOCH_STARTED, self.recall_best)
-            ValidationHandler(self.interval, self.validator).attach(engine)
+            validate = ValidationHandler(self.interval, self.validator)
+            engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self.is_due), validate)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.note_best)
             return
         logger.warning("no validation cases: the last weights are kept in %s", self.path)
         engine.add_event_handler(Events.COMPLETED, self.keep_last)
+
+    def is_due(self, engine: Engine, epoch: int) -> bool:
+        """Whether to validate after an epoch; after the last one always, so weights are kept."""
+        return epoch % self.interval == 0 or epoch == engine.state.max_epochs
 
     def note_best(self, engine: Engine) -> None:
         """Take the evaluator's best score, and which files hold it, over into the trainer."""

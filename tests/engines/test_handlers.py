@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import CheckpointSaver, MeanSquaredError
 
-from medseg_kit.engines.handlers import Resume, Validation
+from medseg_kit.engines.handlers import MeanLosses, Resume, Validation
 
 
 def batches(count):
@@ -58,9 +59,17 @@ def test_validation__runs_at_the_interval_where_there_are_cases(tmp_path, caplog
     trainer, evaluator = make_trainer(tmp_path, 2, epochs=5)
     trainer.run()
     assert evaluator.state.metrics["error"] < 2.0
-    assert evaluator.state.best_metric_epoch in (2, 4)
+    assert evaluator.state.best_metric_epoch in (2, 4, 5)
     assert (tmp_path / "model.pt").is_file()
     assert "no validation cases" not in caplog.text
+
+
+def test_validation__runs_after_the_last_epoch_too(tmp_path):
+    trainer, evaluator = make_trainer(tmp_path, 2, epochs=1)  # its interval is 2
+    trainer.run()
+    assert evaluator.state.best_metric_epoch == 1
+    assert (tmp_path / "model.pt").is_file()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["best_metric_epoch"] == 1
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -103,4 +112,34 @@ def test_validation__a_process_that_keeps_no_weights_resumes(tmp_path):
     make_trainer(tmp_path, 2, epochs=2)[0].run()
     trainer, evaluator = make_trainer(tmp_path, 2, epochs=3, resume=True, savers=False)
     trainer.run()
-    assert evaluator.state.best_metric_epoch == 2
+    assert evaluator.state.best_metric_epoch in (2, 3)
+
+
+def test_mean_losses__of_each_epoch_where_the_log_looks():
+    outputs = iter(
+        [
+            {"loss": 3.0, "losses": {"supervised": 1.0, "contrast": 2.0}},
+            {"loss": 5.0, "losses": {"supervised": 5.0}},
+            {"loss": 2.0, "losses": {"supervised": 2.0}},
+            {"loss": 4.0, "losses": {"supervised": 4.0}},
+        ]
+    )
+
+    def step(engine, batch):
+        output = next(outputs)
+        return {
+            "loss": torch.tensor(output["loss"]),
+            "losses": {name: torch.tensor(value) for name, value in output["losses"].items()},
+        }
+
+    engine = Engine(step)
+    engine.state.metrics = {}
+    MeanLosses().attach(engine)
+    seen = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(engine.state.metrics))
+    engine.run([0, 1], max_epochs=2)
+    assert seen == [
+        # a part is averaged over the steps that had it; one that is the whole sum is not repeated
+        {"train_loss": 4.0, "train_loss_supervised": 3.0, "train_loss_contrast": 2.0},
+        {"train_loss": 3.0},
+    ]
