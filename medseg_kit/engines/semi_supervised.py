@@ -77,9 +77,22 @@ class SemiSupervisedStep(TrainStep):
     @property
     def consistency_weight(self) -> float:
         """Weight of the unsupervised loss at the current step."""
+        return self.consistency * self._ramped()
+
+    def step_size(self, batch: dict[str, Any]) -> float:
+        """Return the ramp where nothing in the batch is labelled, else 1.
+
+        An adaptive optimiser divides a gradient by its size, so without a supervised loss beside it
+        the small weight of an unsupervised loss would do nothing: a site of a federation that has
+        no labels would, from the first round on, make full steps towards the pseudo-labels of a
+        network that knows nothing yet.
+        """
+        return 1.0 if count_labelled(batch) else self._ramped()
+
+    def _ramped(self) -> float:
         if self.global_step < self.consistency_start:
             return 0.0
-        return self.consistency * self.ramp(self.global_step, self.total_steps)
+        return self.ramp(self.global_step, self.total_steps)
 
     def supervised(self, logits: torch.Tensor, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return the supervised loss of the labelled images; nothing where there are none.

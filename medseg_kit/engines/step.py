@@ -103,6 +103,11 @@ class TrainStep(ABC):
         gradients are synchronised across processes.
         """
 
+    def step_size(self, batch: dict[str, Any]) -> float:
+        """Return a factor on the learning rates of the step that a batch leads to; 1 by default."""
+        del batch
+        return 1.0
+
     def after_step(self, engine: SupervisedTrainer) -> None:
         """Update what follows the weights, e.g. an EMA teacher; nothing by default."""
         return
@@ -156,7 +161,7 @@ class TrainStep(ABC):
         """
         batch = to_device(batchdata, engine.state.device, non_blocking=engine.non_blocking)
         engine.network.train()
-        self._set_learning_rate(engine.optimizer)
+        self._set_learning_rate(engine.optimizer, self.step_size(batch))
         engine.optimizer.zero_grad(set_to_none=True)
         with autocast(engine.state.device, self.amp):
             pred, losses = self.losses(engine, batch)
@@ -204,7 +209,7 @@ class TrainStep(ABC):
             norm = torch.nn.utils.get_total_norm(gradients)
         return bool(torch.isfinite(norm))
 
-    def _set_learning_rate(self, optimizer: torch.optim.Optimizer) -> None:
+    def _set_learning_rate(self, optimizer: torch.optim.Optimizer, step_size: float) -> None:
         names = [group.get("name", "") for group in optimizer.param_groups]
         unknown = sorted(set(self.group_schedules) - set(names))
         if unknown:
@@ -214,7 +219,7 @@ class TrainStep(ABC):
         for name, group in zip(names, optimizer.param_groups, strict=True):
             schedule = self.group_schedules.get(name, self.lr_schedule)
             factor = schedule(self.global_step, self.total_steps)
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor * step_size
 
 
 def _keep(_: Any) -> None:

@@ -68,6 +68,11 @@ class DeepAtlasStep(SemiSupervisedStep):
             losses["no_pairs"] = displacement[:0].sum()
         return logits, losses
 
+    def step_size(self, batch: dict[str, Any]) -> float:
+        """Return 1: registration needs no labels, and has no ramp."""
+        del batch
+        return 1.0
+
     def _pairs(
         self,
         batch: dict[str, Any],

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from medseg_kit.engines.schedules import gaussian_ramp
 from medseg_kit.methods.bcp import BidirectionalCopyPasteStep
 from medseg_kit.methods.cct import CrossConsistencyStep
 from medseg_kit.methods.cct_r import RegistrationSupervision
@@ -60,6 +61,25 @@ def test_batch__without_a_kind_of_image(method, labelled, unlabelled):
     history = train(step, network, batches)
     assert all(torch.tensor(list(losses.values())).isfinite().all() for losses in history)
     assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["cps", "mean_teacher", "rotation_consistency", "cct"])
+def test_batch__without_labels_moves_by_the_ramp(name):
+    """An adaptive optimiser would make full steps of the smallest unsupervised loss."""
+
+    def distance(num_labelled, done):
+        step, network = make(name, ramp=gaussian_ramp())
+        step.global_step = done
+        before = torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+        optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+        train(step, network, [make_batch(num_labelled, 4)], optimizer=optimizer)
+        after = torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+        return float((after - before).abs().max())
+
+    first = gaussian_ramp()(0, 10)
+    assert distance(2, done=0) == pytest.approx(0.01, rel=0.1)
+    assert distance(0, done=0) == pytest.approx(0.01 * first, rel=0.1)
+    assert distance(0, done=10) == pytest.approx(0.01, rel=0.1)
 
 
 def test_batch__all_background(method):
