@@ -11,6 +11,7 @@ need no import::
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -164,16 +165,25 @@ def iterate_ids(content: Any, prefix: str = "") -> Iterator[str]:
 def component_parameters(component: Any) -> frozenset[str]:
     """Return the argument names of a component's ``_target_``; empty when it has none."""
     target = component.get("_target_") if isinstance(component, Mapping) else None
-    if not isinstance(target, str) or target.startswith(("$", "@", "%")):
-        return frozenset()
+    found = find_target(target) if isinstance(target, str) else None
+    return frozenset() if found is None else frozenset(parameter_names(found))
+
+
+@functools.cache
+def find_target(target: str) -> Any:
+    """Return what a ``_target_`` names; None if it is an expression, or nothing callable.
+
+    Args:
+        target: Full name, or that of a component of MONAI.
+    """
+    if target.startswith(("$", "@", "%")):
+        return None
     if "." not in target:
         modules = ComponentLocator().get_component_module_name(target)
         module = modules[0] if isinstance(modules, list) else modules
         target = f"{module}.{target}" if module else target
     found: Any = locate(target)
-    if not callable(found):
-        return frozenset()
-    return frozenset(parameter_names(found))
+    return found if callable(found) else None
 
 
 def parameter_names(found: Any) -> set[str]:

@@ -15,6 +15,7 @@ from monai.transforms import Compose
 from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.bundle.rules import (
+    check_components,
     check_files,
     check_inference,
     check_metadata,
@@ -107,7 +108,8 @@ def _compose(root: Path, files: list[str]) -> tuple[ConfigParser | None, list[st
         parser.parse()
     except (UserError, ValueError, KeyError) as error:
         return None, [f"{' + '.join(files)}: {error}"]
-    return parser, check_references(parser.get(), " + ".join(files))
+    name = " + ".join(files)
+    return parser, check_references(parser.get(), name) + check_components(parser.get(), name)
 
 
 def _guarded(check: Callable[[], list[str]]) -> list[str]:

@@ -70,7 +70,13 @@ INFERENCE = {
     "postprocessing": COMPOSE,
     "inferer": {"_target_": "SimpleInferer"},
     "dataset": {"_target_": "Dataset", "data": [], "transform": "@preprocessing"},
-    "evaluator": {"_target_": "SupervisedEvaluator", "inferer": "@inferer"},
+    "evaluator": {
+        "_target_": "SupervisedEvaluator",
+        "device": "$torch.device(@device)",
+        "val_data_loader": "@dataset",
+        "network": "@network_def",
+        "inferer": "@inferer",
+    },
     "run": ["$@evaluator.run()"],
 }
 
@@ -81,7 +87,15 @@ TRAIN = {
         "inferer": {"_target_": "SimpleInferer"},
         "dataset": {"_target_": "Dataset", "data": []},
         "handlers": [{"_target_": "StatsHandler"}],
-        "trainer": {"_target_": "SupervisedTrainer", "max_epochs": 2},
+        "trainer": {
+            "_target_": "SupervisedTrainer",
+            "device": "$torch.device(@device)",
+            "max_epochs": 2,
+            "train_data_loader": "@train#dataset",
+            "network": "@network",
+            "optimizer": "$torch.optim.SGD(@network.parameters())",
+            "loss_function": "$torch.nn.Identity()",
+        },
     },
     "validate": {"dataset": {"_target_": "Dataset", "data": []}},
     "run": ["$@train#trainer.run()"],

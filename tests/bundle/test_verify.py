@@ -113,6 +113,28 @@ def test_verify__training_needs_literals(sound_bundle):
     assert "train#handlers must be a literal list" in problems(sound_bundle)
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"_target_": "DiceLoss", "to_one_hot_y": True}, "takes no argument to_one_hot_y"),
+        ({"_target_": "DiceLoss", "softmx": True}, "(did you mean softmax?)"),
+        ({"_target_": "torch.nn.Dice"}, "_target_ torch.nn.Dice does not exist"),
+        (
+            {"_target_": "medseg_kit.methods.cps.CrossPseudoSupervisionStep", "toal_steps": 3},
+            "takes no argument toal_steps (did you mean total_steps?)",
+        ),
+        ({"_target_": "medseg_kit.engines.schedules.linear", "start": 0}, "needs the argument end"),
+    ],
+)
+def test_verify__components_of_an_overlay(sound_bundle, loss, message):
+    folder = sound_bundle / "configs" / "methods"
+    folder.mkdir()
+    (folder / "other.yaml").write_text(yaml.safe_dump({"train::loss": loss}))
+    found = problems(sound_bundle)
+    assert "train.yaml + methods/other.yaml: train::loss" in found
+    assert message in found
+
+
 def test_verify__overlay_with_list_position(sound_bundle):
     edit_yaml(sound_bundle, "evaluate.yaml", **{"train::handlers::0::interval": 1})
     assert "addresses a list position" in problems(sound_bundle)
