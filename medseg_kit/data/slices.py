@@ -94,6 +94,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         flags: list[bool] = []
         for case, depth, known in zip(self.cases, depths, self.case_labelled, strict=True):
             flags += labelled_slices(case, depth, self.budget) if known else [False] * depth
+        logger.info("labelled: %d slices of %d volumes", sum(flags), sum(self.case_labelled))
         return torch.tensor(flags)
 
     @functools.cached_property
