@@ -41,5 +41,7 @@ class ProximalTerm:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad and name in self._global_state
         ]
-        total = torch.stack(squares).sum() if squares else torch.zeros(())
+        total = (
+            torch.stack(squares).sum() if squares else torch.zeros((), device=engine.state.device)
+        )
         return {"proximal": 0.5 * self.mu * total}

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from medseg_kit.methods.branch_pixels import BranchPixels
+from medseg_kit.typing import UserError
 
 
 def foreground_groups(
@@ -26,6 +27,9 @@ def foreground_groups(
         patch: Side of a patch.
         num_groups: Groups, drawn at random; all of them if None.
         grid_minus_one: Leave the last row and column of patches out, as MCSC's code does.
+
+    Raises:
+        UserError: If no patch fits.
     """
     classes = resize_labels(labels, pixels.size)
     maps = torch.stack([numbers, classes], dim=1)
@@ -33,6 +37,12 @@ def foreground_groups(
         rows, columns = ((side // patch - 1) * patch for side in pixels.size)
         maps = maps[:, :, :rows, :columns]
     size = maps.shape[2], maps.shape[3]
+    if num_patches(size, patch) == 0:
+        largest = min(pixels.size) // (2 if grid_minus_one else 1)
+        raise UserError(
+            f"patches of {patch} pixels do not fit features of {pixels.size[0]} x {pixels.size[1]}:"
+            f" take patches of at most {largest}, or larger images"
+        )
     order = random_order(len(numbers), num_patches(size, patch), numbers.device)
     if num_groups is not None:
         order = order[:, :num_groups]
@@ -77,8 +87,12 @@ def num_patches(size: tuple[int, int], patch: int) -> int:
 
 
 def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Return labels ``(B, H, W)`` at another size by the nearest pixel."""
-    return F.interpolate(labels[:, None].float(), size, mode="nearest")[:, 0].long()
+    """Return labels ``(B, H, W)`` at another size by the pixel nearest to each centre.
+
+    Centres stay in place, as in `resize_maps` and in the features of a strided network;
+    torch's "nearest" would take the first pixel of each block, half a block away.
+    """
+    return F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0].long()
 
 
 def resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Projected:
 
     def maps(self) -> torch.Tensor:
         """Return the features of all pixels, ``(B, out, h, w)`` of unit length."""
-        return F.normalize(self.project(self.tap), dim=1)
+        return unit_length(self.project(self.tap))
 
     def all(self) -> torch.Tensor:
         """Return the features of all pixels, ``(B x h x w, out)`` of unit length.
@@ -62,7 +62,15 @@ class Projected:
 
     def _project(self, tokens: torch.Tensor) -> torch.Tensor:
         features = self.project(tokens.t()[None, :, None])  # (1, out, 1, n)
-        return F.normalize(features[0, :, 0].t(), dim=1)
+        return unit_length(features[0, :, 0].t())
+
+
+def unit_length(features: torch.Tensor) -> torch.Tensor:
+    """Return features of length 1 along their second axis, in single precision.
+
+    Lengths in bfloat16 are wrong by half a per cent, which a temperature of 0.1 multiplies by ten.
+    """
+    return F.normalize(features.float(), dim=1)
 
 
 class Projectors(nn.Module):

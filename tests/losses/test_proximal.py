@@ -11,7 +11,7 @@ from medseg_kit.losses.proximal import ProximalTerm
 def engine_with(weight: float) -> SimpleNamespace:
     network = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.constant_(network.weight, weight)
-    return SimpleNamespace(network=network)
+    return SimpleNamespace(network=network, state=SimpleNamespace(device=torch.device("cpu")))
 
 
 def test_term__golden_value_and_gradient():
@@ -25,6 +25,12 @@ def test_term__golden_value_and_gradient():
 
 def test_term__zero_before_the_first_round():
     assert ProximalTerm()(engine_with(3.0), {})["proximal"].item() == 0.0
+
+
+def test_term__zero_lies_on_the_trainers_device():
+    engine = engine_with(3.0)
+    engine.state.device = torch.device("meta")
+    assert ProximalTerm()(engine, {})["proximal"].device.type == "meta"
 
 
 def test_term__follows_the_received_weights_not_the_live_ones():

@@ -29,6 +29,20 @@ def test_forward__unit_vectors_of_128_channels():
             torch.testing.assert_close(length, torch.ones_like(length), atol=1e-5, rtol=0)
 
 
+def test_features__unit_length_under_autocast():
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = Projectors(CNN, SWIN)(taps(CNN), taps(SWIN))["full"]
+        found = [
+            first.maps().movedim(1, -1).flatten(0, 2),
+            second.all(),
+            second.pixels(torch.arange(9)),
+        ]
+    for features in found:
+        length = features.norm(dim=1)
+        torch.testing.assert_close(length, torch.ones_like(length), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_all__is_the_maps_pixel_by_pixel(layout, monkeypatch):
     monkeypatch.setattr("medseg_kit.networks.projectors._TOKENS", 100)  # several parts
