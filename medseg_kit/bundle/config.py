@@ -211,7 +211,11 @@ def _merge(files: Sequence[Path], *, metadata: Sequence[Path]) -> dict[str, Any]
             parser.read_meta([str(path) for path in metadata])
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         names = ", ".join(str(path) for path in files)
-        raise UserError(f"cannot compose {names}: {error}") from error
+        reason = str(error)
+        if isinstance(error, KeyError):  # MONAI looks up what an overlay's key a::b changes
+            changed = reason.partition("query key: ")[2].strip("'\"") or reason
+            reason = f"{changed} is changed but not there; is an overlay that of another file?"
+        raise UserError(f"cannot compose {names}: {reason}") from error
     content: dict[str, Any] = parser.get()
     return content
 

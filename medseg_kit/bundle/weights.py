@@ -39,7 +39,8 @@ def read_weights(path: PathLike) -> StateDict:
     wrong = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
     if wrong:
         raise UserError(
-            f"{file}: {_names(wrong)} is no tensor; save the bare state dict of the network"
+            f"{file}: {_names(wrong)} is no tensor: this is no bare state dict of a network, as the"
+            " model.pt is that a training leaves beside its checkpoint"
         )
     infinite = [
         name

@@ -84,7 +84,9 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
         **({"support_label": support_label} if support_label else {}),
         **{f"predictor#options#{key}": value for key, value in options.items()},
     }
-    files = ["inference.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]
+    files = ["inference.yaml"]
+    if overlay:
+        files.append(f"methods/{overlay.removesuffix('.yaml')}.yaml")
     if (support or support_label) and "support" not in load_config(bundle, files):
         raise UserError(f"{bundle} is no one-shot bundle: it takes no --support")
     parser = load_config(bundle, files, overrides=overrides)

@@ -123,7 +123,7 @@ def _chosen_subjects(named: Sequence[str], labelled: int | str | Sequence[str]) 
                 " labels; choose a number from 0 to that"
             )
         return set(named[:labelled])
-    if isinstance(labelled, (str, bool)):
+    if isinstance(labelled, (str, bool, float)):
         raise UserError(
             f"labelled is {labelled!r}; give a number of subjects, a list of them, all or null"
         )

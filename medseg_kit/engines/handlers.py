@@ -191,7 +191,7 @@ class Resume:
     Args:
         path: The checkpoint file.
         objects: What is saved, by name; each has ``state_dict`` and ``load_state_dict``.
-        resume: Continue from the file if it is there.
+        resume: Continue from the file if it is there; otherwise it is kept beside as ``.earlier``.
         save: Write the file; a federation keeps its own client state instead.
     """
 
@@ -207,6 +207,8 @@ class Resume:
         """Load before the first epoch, save after each."""
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.load)
+        elif self.save:
+            engine.add_event_handler(Events.STARTED, self.put_aside)
         if self.save:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
@@ -223,6 +225,19 @@ class Resume:
         for name in states.keys() & set(BEST):
             setattr(engine.state, name, states[name])
         logger.info("continue after epoch %d of %s", states["epoch"], self.path)
+
+    def put_aside(self) -> None:
+        """Keep the file of an earlier training that this one does not continue."""
+        if not self.path.is_file():
+            return
+        earlier = self.path.with_name(f"{self.path.stem}.earlier{self.path.suffix}")
+        self.path.replace(earlier)
+        logger.warning(
+            "%s was there: this training starts anew (`--resume True` would continue it), and the"
+            " file is kept as %s",
+            self.path,
+            earlier.name,
+        )
 
     def write(self, engine: Engine) -> None:
         """Replace the file by one with all states."""

@@ -14,6 +14,7 @@ from medseg_kit.engines.step import TrainStep
 from medseg_kit.engines.teacher import Teacher
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
 from medseg_kit.networks.projectors import Projected
+from medseg_kit.typing import UserError
 
 if TYPE_CHECKING:
     from monai.engines import SupervisedTrainer
@@ -153,8 +154,17 @@ def count_labelled(batch: dict[str, Any]) -> int:
 
 
 def main_logits(output: Any) -> torch.Tensor:
-    """Return the logits ``(B, C, H, W)`` of a network with one student."""
-    logits: torch.Tensor = output["logits"] if isinstance(output, dict) else output
+    """Return the logits ``(B, C, H, W)`` of a network with one student.
+
+    Raises:
+        UserError: If the network has several.
+    """
+    logits = output["logits"] if isinstance(output, dict) else output
+    if not isinstance(logits, torch.Tensor):
+        raise UserError(
+            f"this method trains one network, and the configuration has {len(logits)}: is the"
+            " overlay that of another bundle?"
+        )
     return logits
 
 

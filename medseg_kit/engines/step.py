@@ -17,6 +17,7 @@ from monai.utils.enums import CommonKeys
 
 from medseg_kit.engines.precision import AMP_DTYPES, autocast
 from medseg_kit.engines.schedules import Schedule, constant
+from medseg_kit.typing import UserError
 
 if TYPE_CHECKING:
     from monai.engines import SupervisedTrainer
@@ -133,17 +134,17 @@ class TrainStep(ABC):
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: If the state is that of another method, or of a step with other terms.
+            UserError: If the state is that of another method, or of a step with other terms.
         """
         method = state.get("method", type(self).__name__)  # none in older checkpoints
         if method != type(self).__name__:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint is of a {method}, this step is a {type(self).__name__}: resume "
                 "with the configuration that wrote it"
             )
         contents = state.get("terms", [{} for _ in self.terms])  # none before terms had a state
         if len(contents) != len(self.terms):
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint holds the state of {len(contents)} loss terms, this step has "
                 f"{len(self.terms)}: resume with the configuration that wrote it"
             )

@@ -123,18 +123,8 @@ def _from_datalist(path: Path, section: str | None) -> list[Case]:
         for entry in entries
         if isinstance(entry, dict) and entry.get("label")
     }
-    cases = _named(root, files, spacing_lost=_spacing_is_lost(root))
+    cases = _named(root, files, spacing_lost=content.get("spacing") == "lost")
     return [replace(case, label=labels.get(case.image)) for case in cases]
-
-
-def _spacing_is_lost(root: Path) -> bool:
-    report = root / "report.json"
-    if not report.is_file():
-        return False
-    try:
-        return bool(json.loads(report.read_text(encoding="utf-8")).get("spacing") == "lost")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{report} is not a data set report: {error}") from error
 
 
 def _from_folder(root: Path, skip: Path | None) -> list[Case]:

@@ -17,7 +17,7 @@ from medseg_kit.inference.positions import (
 )
 from medseg_kit.inference.precision import fast_precision
 from medseg_kit.inference.slices import Network, SliceInferer
-from medseg_kit.inference.support import SupportSource, field_of_view
+from medseg_kit.inference.support import SupportSource, field_of_view, marked_in_part
 from medseg_kit.networks.one_shot import ABSENT, NEEDS_SUPPORT, NO_MARGIN, OneShotNetwork
 from medseg_kit.networks.support_prototypes import SupportPrototypes
 from medseg_kit.transforms.modality import modality_of
@@ -234,6 +234,7 @@ def _of_its_modality(volume: torch.Tensor, supports: Sequence[SupportPrototypes]
 def _warnings(volume: torch.Tensor, axis: int, support: SupportPrototypes) -> list[str]:
     """Return what to know about a query: organs not looked for, slices of other size (logged)."""
     found = [f"the support has no {organ}: it is not looked for" for organ in support.missing]
+    found += [marked_in_part(*item) for item in support.short.items()]
     if isinstance(volume, MetaTensor):  # else no voxel size
         sides = field_of_view(volume, axis)
         fields = zip(*(scan.field_of_view for scan in support.scans), strict=True)

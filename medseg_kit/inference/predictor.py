@@ -130,8 +130,9 @@ class Predictor:
             named = "; ".join(failures[:_NAMED_FAILURES])
             more = "; ..." if len(failures) > _NAMED_FAILURES else ""
             raise UserError(
-                f"{len(failures)} of {len(mine)} cases failed: {named}{more}. The others are done; "
-                f"run again when these are mended. Details: {self.outputs.folder}/<case>.json"
+                f"{len(failures)} of {len(mine)} cases failed: {named}{more}. "
+                + ("The others are done; r" if len(failures) < len(mine) else "R")
+                + f"un again when these are mended. Details: {self.outputs.folder}/<case>.json"
             )
         return summary
 

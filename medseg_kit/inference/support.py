@@ -234,6 +234,14 @@ def field_of_view(volume: torch.Tensor, axis: int) -> tuple[float, float]:
     return first, second
 
 
+def marked_in_part(organ: str, slices: int) -> str:
+    """Return what to know about a support that marks an organ in hardly any slice."""
+    return (
+        f"the support marks {organ} in {slices} slice(s): it is looked for in about as many;"
+        " mark every slice of an organ"
+    )
+
+
 def _settings(network: OneShotNetwork, cutter: VolumeSlices, window: int) -> dict[str, Any]:
     """Return what prototypes depend on beside scans and weights; tuples are lists, as in JSON."""
     classifier = network.classifier
@@ -344,4 +352,6 @@ def _side_by_side(
     )
     if result.missing:
         logger.warning("the support has no %s: it will not be found", ", ".join(result.missing))
+    for organ, slices in result.short.items():
+        logger.warning("%s", marked_in_part(organ, slices))
     return result

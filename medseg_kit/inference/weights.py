@@ -37,6 +37,8 @@ def check_weights_exist(checkpoint: PathLike) -> None:
     path = Path(checkpoint)
     if path.is_file():
         return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the file of weights, such as {path}/model.pt")
     config = path.parent.parent / "configs" / "train.yaml"
     if not config.is_file():
         raise UserError(f"{path} does not exist; give a file of trained weights (a state dict)")

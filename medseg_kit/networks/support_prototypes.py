@@ -74,6 +74,13 @@ class SupportPrototypes:
         return tuple(organ for organ, parts in pairs if not sum(len(part) for part in parts))
 
     @property
+    def short(self) -> dict[str, int]:
+        """Slices of the organs that are marked in fewer slices than they have parts."""
+        found = torch.stack([scan.extents[:, 1] - scan.extents[:, 0] for scan in self.scans]) + 1
+        most = found.nan_to_num(0).amax(0).int().tolist()
+        return {o: n for o, n in zip(self.organs, most, strict=True) if 0 < n < NUM_PARTS}
+
+    @property
     def digest(self) -> str:
         """Short digest of everything that a prediction depends on."""
         digest = hashlib.sha256("|".join((*self.organs, self.modality)).encode())

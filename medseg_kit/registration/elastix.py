@@ -9,6 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import SimpleITK
 
 from medseg_kit.typing import UserError
 
+_LOG = "elastix.log"
 THICK = 2.0  # slices this many times as far apart as pixels keep their number in the pyramid
 METRICS = {
     "mutual_information": "AdvancedMattesMutualInformation",
@@ -87,19 +90,24 @@ def run(fixed: SimpleITK.Image, moving: SimpleITK.Image, stages: Stages) -> list
         content = _parameter_map(parameters, name, stages)
         content["ImagePyramidSchedule"] = _pyramid(fixed.GetSpacing(), stages.levels)
         parameters.AddParameterMap(content)
-    method = itk.ElastixRegistrationMethod.New(
-        fixed_image=to_itk(fixed),
-        moving_image=to_itk(moving),
-        parameter_object=parameters,
-        log_to_console=False,
-        number_of_threads=1,
-    )
-    try:
-        method.UpdateLargestPossibleRegion()
-    except RuntimeError as error:
-        raise UserError(f"elastix could not register the pair: {_last_line(error)}") from error
-    result = method.GetTransformParameterObject()
-    return [result.GetParameterMap(index) for index in range(result.GetNumberOfParameterMaps())]
+    with TemporaryDirectory() as folder:
+        method = itk.ElastixRegistrationMethod.New(
+            fixed_image=to_itk(fixed),
+            moving_image=to_itk(moving),
+            parameter_object=parameters,
+            output_directory=folder,
+            log_file_name=_LOG,
+            log_to_file=True,  # its exception only points there
+            log_to_console=False,
+            number_of_threads=1,
+        )
+        try:
+            method.UpdateLargestPossibleRegion()
+        except RuntimeError as error:
+            reason = _reason(Path(folder) / _LOG) or "no reason given"
+            raise UserError(f"elastix could not register the pair: {reason}") from error
+        result = method.GetTransformParameterObject()
+        return [result.GetParameterMap(index) for index in range(result.GetNumberOfParameterMaps())]
 
 
 def _names(stages: Stages) -> list[str]:
@@ -171,6 +179,9 @@ def _to_simpleitk(content: Mapping[str, Any]) -> SimpleITK.Transform:
     return transform
 
 
-def _last_line(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+def _reason(log: Path) -> str:
+    """Return what elastix's log says about its failure, without addresses in memory."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    found = [line for line in lines if line.startswith("Description:")]
+    text = found[-1] if found else ""
+    return text.removeprefix("Description:").replace("ITK ERROR:", "").partition("):")[2].strip()

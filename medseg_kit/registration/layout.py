@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medseg_kit.data.budgets import Budget, labelled_flags, subject_of
 from medseg_kit.typing import PathLike, UserError
+
+logger = logging.getLogger(__name__)
 
 BEST = "best"
 SELECTION = "selection.json"
@@ -53,7 +56,7 @@ def registered_labels(
 
     Args:
         registration: Output folder of ``medseg register``; None trains without it. Where every case
-            is labelled there is nothing to lend: None as well.
+            is labelled there is nothing to lend: None as well, with a warning.
         data: The training list (see `load_datalist`).
         labelled: Label budget: None (what the list says) or a number of subjects, as
             ``medseg register --labelled`` takes them.
@@ -67,6 +70,11 @@ def registered_labels(
         return None
     flags = labelled_flags(data, labelled)
     if all(flags):
+        logger.warning(
+            "every training case is labelled, so the registrations in %s are not used; a label"
+            " budget (--labelled N) hides labels",
+            registration,
+        )
         return None
     if labelled is not None and (isinstance(labelled, bool) or not isinstance(labelled, int)):
         raise UserError(

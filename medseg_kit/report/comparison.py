@@ -229,15 +229,16 @@ def format_comparison(rows: Sequence[Record], tests: Sequence[Record], budget: R
     wide, narrow = (max(12, *(len(row[key]) + 2 for row in rows)) for key in ("model", "label"))
     lines = [f"{'model':<{wide}}{'structure':<{narrow}}{titles}"]
     for row in rows:
-        interval = f"{text(row['dice_mean'])} ({text(row['dice_low'])} to {text(row['dice_high'])})"
+        interval = with_interval(*(row[f"dice_{part}"] for part in ("mean", "low", "high")))
         counts = f"{row['n_missed']:>8}{row['num_patients']:>10}{row['num_seeds']:>7}"
         lines.append(
             f"{row['model']:<{wide}}{row['label']:<{narrow}}{interval:<26}"
             f"{text(row['hd95_vox_mean'], 2):>9}{counts}"
         )
     lines += [
-        f"{test['model']} minus {test['reference']}, {test['label']}: {text(test['difference'])} "
-        f"({text(test['difference_low'])} to {text(test['difference_high'])}), "
+        f"{test['model']} minus {test['reference']}, {test['label']}: "
+        + with_interval(*(test[f"difference{part}"] for part in ("", "_low", "_high")))
+        + ", "
         f"Wilcoxon p {text(test['wilcoxon_p'])}, corrected "
         f"{text(test['wilcoxon_p_holm'])}, {test['n']} patients"
         for test in tests
@@ -251,6 +252,24 @@ def format_comparison(rows: Sequence[Record], tests: Sequence[Record], budget: R
 def text(value: float | None, digits: int = 3) -> str:
     """Return a number with fixed digits, "-" for None."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def with_interval(
+    mean: float | None, low: float | None, high: float | None, *, digits: int = 3, gap: str = " "
+) -> str:
+    """Return a mean with its interval, alone where it has none (a single patient).
+
+    Args:
+        mean: The mean.
+        low: Lower end of its interval.
+        high: Upper end.
+        digits: After the point.
+        gap: Between both: a space puts the interval in brackets, a line break puts it below.
+    """
+    if low is None or high is None:
+        return text(mean, digits)
+    interval = f"{text(low, digits)} to {text(high, digits)}"
+    return f"{text(mean, digits)}{gap}" + (interval if gap == "\n" else f"({interval})")
 
 
 def _number(value: float) -> float | None:

@@ -45,7 +45,7 @@ def write_evaluation(
     }
     write_text(folder / "cases.csv", to_csv([record.to_dict() for record in records]))
     rows = [{"site": "all", **row} for row in [*summary["by_label"], summary["mean"]]]
-    by_site = [{"site": row["site"], **row} for row in summary["by_label_and_site"]]
+    by_site = [{"site": row["site"], **row} for row in summary["by_label_and_site"] if row["site"]]
     write_text(folder / "summary.csv", to_csv(rows + by_site))
     write_json(folder / "summary.json", summary)
     for measure in ("dice", "hd95_vox", "hd95_mm"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medseg_kit.report.comparison import MEAN, text
+from medseg_kit.report.comparison import MEAN, text, with_interval
 from medseg_kit.report.figures import significance_mark
 
 Row = Mapping[str, Any]
@@ -58,7 +58,7 @@ def distance_rows(table: Sequence[Row]) -> tuple[str, list[dict[str, str]]]:
         )
         mean, low, high = (row[f"{measure}_{part}"] for part in ("mean", "low", "high"))
         if mean is not None:
-            cells[row["label"]] = f"{text(mean, 1)}\n{text(low, 1)} to {text(high, 1)}"
+            cells[row["label"]] = with_interval(mean, low, high, digits=1, gap="\n")
     return "mm" if in_mm else "voxels", list(rows.values())
 
 
@@ -120,7 +120,7 @@ def _ours_first(row: Row) -> tuple[bool, float]:
 def _our_dice(row: Row) -> str:
     if row["dice_mean"] is None:
         return "not run"
-    return f"{text(row['dice_mean'])}\n{text(row['dice_low'])} to {text(row['dice_high'])}"
+    return with_interval(row["dice_mean"], row["dice_low"], row["dice_high"], gap="\n")
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:

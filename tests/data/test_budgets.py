@@ -36,6 +36,11 @@ def test_labelled_flags__what_the_cases_say() -> None:
     assert labelled_flags(cases, 1) == [False, True, False]
 
 
+def test_labelled_flags__no_whole_number() -> None:
+    with pytest.raises(UserError, match=r"labelled is 3\.5; give a number of subjects"):
+        labelled_flags(CASES, 3.5)
+
+
 def test_labelled_flags__subjects_by_name() -> None:
     assert labelled_subjects(["050", "038"]) == ["038", "050"]
     with pytest.raises(UserError, match="labelled names 007, which the training list does not"):

@@ -107,6 +107,15 @@ def test_validation__better_weights_after_a_resumption_replace_the_old(tmp_path)
     assert (tmp_path / "model.pt").read_bytes() != kept
 
 
+def test_resume__an_earlier_training_is_kept_beside_a_new_one(tmp_path, caplog):
+    make_trainer(tmp_path, 2, epochs=4)[0].run()
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    make_trainer(tmp_path, 2, epochs=2)[0].run()
+    assert (tmp_path / "checkpoint.earlier.pt").read_bytes() == kept
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 2
+    assert "`--resume True` would continue it" in caplog.text
+
+
 def test_validation__a_process_that_keeps_no_weights_resumes(tmp_path):
     """Rank 1 of torchrun: the checkpoint is that of rank 0, which has a saver."""
     make_trainer(tmp_path, 2, epochs=2)[0].run()

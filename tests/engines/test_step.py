@@ -134,7 +134,8 @@ def test_resume__equals_the_uninterrupted_run(tmp_path):
     run(2, resume=False)
     continued = run(4, resume=True)
     assert all(torch.equal(whole[key], continued[key]) for key in whole)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["checkpoint.earlier.pt", "checkpoint.pt"]  # the second run began anew
 
 
 def test_step__infinite_gradient_leaves_the_weights_alone(caplog):

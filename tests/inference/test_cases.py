@@ -51,11 +51,11 @@ def test_find_cases__links_in_a_circle(tmp_path):
 def test_find_cases__datalist(tmp_path):
     _touch(tmp_path, "images/a.nii.gz", "images/b.nii.gz")
     content = {
+        "spacing": "lost",
         "training": [{"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}],
         "test": ["images/b.nii.gz", "images/a.nii.gz"],
     }
     (tmp_path / "datalist.json").write_text(json.dumps(content))
-    (tmp_path / "report.json").write_text(json.dumps({"spacing": "lost"}))
 
     assert _names(tmp_path) == ["a", "b"]
     assert _names(tmp_path / "datalist.json", section="training") == ["a"]

@@ -204,8 +204,8 @@ def test_predict__lost_probabilities_are_made_again(kit, make_predictor, tmp_pat
 
 def test_predict__lost_spacing_has_no_volumes(kit, make_predictor, tmp_path):
     _fill(kit, tmp_path / "in" / "images", ["a"])
-    (tmp_path / "in" / "datalist.json").write_text('{"test": [{"image": "images/a.nii.gz"}]}')
-    (tmp_path / "in" / "report.json").write_text('{"spacing": "lost"}')
+    datalist = {"spacing": "lost", "test": [{"image": "images/a.nii.gz"}]}
+    (tmp_path / "in" / "datalist.json").write_text(json.dumps(datalist))
     make_predictor().predict()
     record = json.loads((tmp_path / "out" / "a.json").read_text())
     assert record["volumes_ml"] == {}
