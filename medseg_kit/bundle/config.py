@@ -21,6 +21,7 @@ from pydoc import locate
 from typing import Any
 
 import yaml
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, run_workflow
 from monai.bundle.config_item import ComponentLocator
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
@@ -77,9 +78,10 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     """Stop ``python -m monai.bundle run`` when an override names an id that does not exist.
 
     The first item of a bundle's ``initialize`` list; in any other process it does nothing. From
-    here on what the user can mend ends the process with one line. Reads ``--config_file``,
-    ``--args_file``, ``--meta_file`` and ``--tracking`` as MONAI does, accepts ``--a::b 1``,
-    ``--a#b 1`` and ``--a#b=1``.
+    here on what the user can mend ends the process with one line. A training keeps what it is made
+    with beside its weights, and what uses weights is compared with it (`bundle.record`). Reads
+    ``--config_file``, ``--args_file``, ``--meta_file`` and ``--tracking`` as MONAI does, accepts
+    ``--a::b 1``, ``--a#b 1`` and ``--a#b=1``.
 
     Args:
         argv: Command line to check instead of the process's own; the program name comes first.
@@ -108,6 +110,24 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     for key, value in overrides.items():
         if value in ("true", "false"):  # python-fire passes on the word, which counts as true
             raise SystemExit(f"error: --{key} {value} is text here; write {value.capitalize()}")
+    parser = ConfigParser(config)
+    parser.update({_normalise(key): _as_fire(value) for key, value in overrides.items()})
+    _keep_or_compare(parser, [path.name for path in files])
+
+
+def _keep_or_compare(parser: ConfigParser, files: Sequence[str]) -> None:
+    """Keep what a training is made with; compare it with what uses the weights."""
+    from medseg_kit.bundle.record import record_training, warn_of_differences
+
+    if "checkpoint" in parser:
+        checkpoint = parser.get_parsed_content("checkpoint")
+        if checkpoint is not None:
+            warn_of_differences(checkpoint, parser)
+    record_training(parser, files)
+
+
+def _as_fire(value: Any) -> Any:
+    return DefaultParseValue(value) if isinstance(value, str) else value
 
 
 def command_line_options(arguments: Sequence[str]) -> dict[str, Any]:
@@ -166,7 +186,7 @@ def component_parameters(component: Any) -> frozenset[str]:
     """Return the argument names of a component's ``_target_``; empty when it has none."""
     target = component.get("_target_") if isinstance(component, Mapping) else None
     found = find_target(target) if isinstance(target, str) else None
-    return frozenset() if found is None else frozenset(parameter_names(found))
+    return frozenset() if found is None else frozenset(parameters_of(found))
 
 
 @functools.cache
@@ -186,20 +206,20 @@ def find_target(target: str) -> Any:
     return found if callable(found) else None
 
 
-def parameter_names(found: Any) -> set[str]:
-    """Return a callable's argument names, with those that a class passes on as ``**options``."""
+def parameters_of(found: Any) -> dict[str, inspect.Parameter]:
+    """Return a callable's arguments by name, with those that a class passes on as ``**options``."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     bases = list(found.__mro__[1:]) if inspect.isclass(found) else []
-    names: set[str] = set()
+    named: dict[str, inspect.Parameter] = {}
     for owner in (found, *bases):
         try:
             parameters = inspect.signature(owner).parameters.values()
         except ValueError:  # a built-in type says nothing
             break
-        names |= {parameter.name for parameter in parameters if parameter.kind in kinds}
+        named = {p.name: p for p in parameters if p.kind in kinds} | named
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return names
+    return named
 
 
 def _merge(files: Sequence[Path], *, metadata: Sequence[Path]) -> dict[str, Any]:

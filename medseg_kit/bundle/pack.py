@@ -9,6 +9,7 @@ import torch
 
 from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.paths import resolve_bundle
+from medseg_kit.bundle.record import warn_of_differences
 from medseg_kit.bundle.weights import load_strictly, read_weights
 from medseg_kit.files import replacing
 from medseg_kit.typing import PathLike, UserError
@@ -33,7 +34,9 @@ def pack_weights(bundle: PathLike, weights: PathLike) -> Path:
         UserError: If the weights do not fit the network, or the file would exceed 25 MB.
     """
     root = resolve_bundle(bundle)
-    network = load_config(root, ["inference.yaml"]).get_parsed_content("network_def")
+    parser = load_config(root, ["inference.yaml"])
+    warn_of_differences(weights, parser)
+    network = parser.get_parsed_content("network_def")
     load_strictly(network, read_weights(weights), source=weights)
     target = root / "models" / "model.pt"
     with replacing(target) as file:

@@ -24,7 +24,7 @@ from monai.bundle.properties import InferProperties, MetaProperties, TrainProper
 from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY
 from monai.utils import BundleProperty, BundlePropertyConfig
 
-from medseg_kit.bundle.config import find_target, parameter_names
+from medseg_kit.bundle.config import find_target, parameters_of
 
 OWN = "medseg_kit."
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -250,7 +250,7 @@ def _misfits(found: Any, component: Mapping[str, Any]) -> list[str]:
     passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if passed_on and not found.__module__.startswith(OWN):
         return []  # to where only its code says
-    known = parameter_names(found)
+    known = set(parameters_of(found))
     given = {key for key in component if not key.startswith("_")}
     problems = []
     for key in sorted(given - known):

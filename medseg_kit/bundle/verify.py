@@ -14,6 +14,7 @@ from monai.transforms import Compose
 
 from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.paths import resolve_bundle
+from medseg_kit.bundle.record import SHARED
 from medseg_kit.bundle.rules import (
     check_components,
     check_files,
@@ -162,9 +163,8 @@ def _check_weights(root: Path, inference: ConfigParser, *, trained: bool) -> lis
 
 def _shared_values(inference: dict[str, Any], training: dict[str, Any]) -> list[str]:
     """Return ids whose meaning must be the same when a network is trained and when it is used."""
-    shared = ("organs", "spacing", "window", "intensity", "network_channels")
     return [
         f"{key}: train.yaml says {training[key]}, inference.yaml says {inference[key]}"
-        for key in shared
+        for key in SHARED
         if key in training and key in inference and training[key] != inference[key]
     ]

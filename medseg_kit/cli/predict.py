@@ -59,6 +59,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     from pathlib import Path
 
     from medseg_kit.bundle.config import load_config
+    from medseg_kit.bundle.record import warn_of_differences
     from medseg_kit.cli.overrides import parse_overrides
     from medseg_kit.inference.device import select_device
     from medseg_kit.inference.weights import check_weights_exist
@@ -93,6 +94,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     checkpoint = parser.get_parsed_content("checkpoint")
     if checkpoint is not None:  # an overlay may need none
         check_weights_exist(checkpoint)
+        warn_of_differences(checkpoint, parser)
     parser.get_parsed_content("run")
     print(f"results and summary: {Path(output) / 'summary.json'}")
     return 0

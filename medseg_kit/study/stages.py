@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medseg_kit.bundle.options import describe_components, options_of
 from medseg_kit.data.datalist import read_datalist
 from medseg_kit.files import write_json
 from medseg_kit.report.ledger import metric_curves, of_type, read_ledger
 from medseg_kit.study.evaluation import evaluate_predictions
 from medseg_kit.study.labels import labelled_subjects, limit_labels
-from medseg_kit.study.options import describe_components, describe_federation, options_of
+from medseg_kit.study.options import describe_federation
 from medseg_kit.study.references import find_references
 from medseg_kit.study.spec import Job
 from medseg_kit.typing import PathLike, UserError

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from medseg_kit.bundle.config import load_config
+from medseg_kit.bundle.options import describe_components, options_of
 from medseg_kit.engines.schedules import poly
 from medseg_kit.fl.plan import Options
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
 from medseg_kit.methods.mcsc import BalancedContrast
-from medseg_kit.study.options import describe_components, describe_federation, options_of
+from medseg_kit.study.options import describe_federation
 
 
 def test_options__defaults_terms_and_schedules_by_name():

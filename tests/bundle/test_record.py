@@ -1,0 +1,59 @@
+"""A training keeps what it was made with, and who uses its weights otherwise is told."""
+
+import json
+
+import pytest
+
+from medseg_kit.bundle.config import load_config
+from medseg_kit.bundle.record import TRAINING, differences, record_training
+
+FILES = ["train.yaml", "methods/mean_teacher.yaml"]
+
+
+@pytest.fixture
+def bundle(repository):
+    return repository / "bundles" / "cardiac_mr_semi_supervised"
+
+
+@pytest.fixture
+def trained(bundle, tmp_path):
+    """Return the weights of a training at 64 px that was only recorded."""
+    overrides = {"output_dir": str(tmp_path / "run"), "image_size": 64, "labelled": 3}
+    record_training(load_config(bundle, FILES, overrides=overrides), FILES)
+    return tmp_path / "run" / "model.pt"
+
+
+def test_record__options_of_the_method_without_paths(trained, repository):
+    text = trained.with_name(TRAINING).read_text()
+    content = json.loads(text)
+    assert content["configuration"] == FILES
+    options = content["options"]
+    assert options["type"] == "medseg_kit.methods.mean_teacher.MeanTeacherStep"
+    assert options["consistency"] == 0.1  # its default, which no file names
+    assert (options["settings"]["image_size"], options["settings"]["labelled"]) == (64, 3)
+    assert "output_dir" not in options["settings"]
+    assert str(trained.parent) not in text
+    assert str(repository) not in text
+
+
+def test_differences__of_what_uses_the_weights(bundle, trained):
+    (found,) = differences(trained, load_config(bundle, ["inference.yaml"]))
+    assert "image_size was 64 in the training" in found
+    assert "here it is 128" in found
+    same = load_config(bundle, ["inference.yaml"], overrides={"image_size": 64})
+    assert differences(trained, same) == []
+    assert differences(trained.parent.parent / "other.pt", same) == []  # nothing is known
+
+
+@pytest.mark.parametrize("files", [["inference.yaml"], ["train.yaml", "evaluate.yaml"]])
+def test_record__nothing_of_what_does_not_train(bundle, tmp_path, files):
+    parser = load_config(bundle, files, overrides={"output_dir": str(tmp_path / "run")})
+    record_training(parser, files)
+    assert not (tmp_path / "run").exists()
+
+
+def test_record__by_the_first_process_only(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    parser = load_config(bundle, FILES, overrides={"output_dir": str(tmp_path / "run")})
+    record_training(parser, FILES)
+    assert not (tmp_path / "run").exists()
