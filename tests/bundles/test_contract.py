@@ -57,6 +57,12 @@ def test_overlays__change_what_exists(bundle):
             assert known or new_part or leaf in component_parameters(own[parent]), (overlay, key)
 
 
+@pytest.mark.parametrize(("name", "slices"), [("cardiac_mr", 1312), ("abdomen_ct", 2211)])
+def test_cct_r__its_bank_holds_a_fifth_of_the_training_slices(repository, name, slices):
+    configuration = read(repository / "bundles" / f"{name}_cct_r", "train.yaml")
+    assert configuration["bank_size"] == slices // 5
+
+
 def test_ids__are_all_used(bundle):
     """A top-level id that nothing refers to is a typo or a left-over."""
     files = ["train.yaml", "inference.yaml", *overlay_files(bundle)]

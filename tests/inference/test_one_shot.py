@@ -54,6 +54,19 @@ def query(folder: Path, *args, **kwargs) -> tuple[MetaTensor, torch.Tensor]:
     return volume[None], torch.as_tensor(nib.load(label).get_fdata())[None, None]
 
 
+def test_support__prototypes_are_of_two_by_two_cells(network, source, monkeypatch):
+    """ALPNet pools by 2 outside training, by 4 in it."""
+    seen, prototypes = set(), PrototypeClassifier.prototypes
+
+    def note(self, features, mask, *, window):
+        seen.add((window, self.threshold))
+        return prototypes(self, features, mask, window=window)
+
+    monkeypatch.setattr(PrototypeClassifier, "prototypes", note)
+    source.supports(network, slice_size=(SIZE, SIZE))
+    assert seen == {(2, 0.95)}
+
+
 @pytest.mark.parametrize("extent", ["full", "oracle"])
 @pytest.mark.parametrize("shift", [0, 3])
 def test_one_shot_inferer__finds_the_organs_of_another_scan(
@@ -208,6 +221,23 @@ def test_make_supports__missing_organ_is_said_and_never_found(network, tmp_path,
     assert network.supports
     assert network.supports[0].missing == ("spleen",)
     assert not (logits.argmax(dim=1) == 2).any()
+
+
+def test_make_supports__organ_marked_in_one_slice_is_said(network, tmp_path, caplog):
+    image, label = write(tmp_path / "support", "s", scan())
+    stored = nib.load(label)
+    values = np.asarray(stored.dataobj).copy()
+    middle = int(np.flatnonzero((values == 1).any((0, 1))).mean())
+    values[..., :middle][values[..., :middle] == 1] = 0
+    values[..., middle + 1 :][values[..., middle + 1 :] == 1] = 0
+    nib.save(nib.Nifti1Image(values, stored.affine), label)
+    volume, _ = query(tmp_path)
+    run = inferer(SupportSource(PREPROCESSING, support=image, support_label=label))
+    run(volume, network)
+    (said,) = run.warnings
+    assert "the support marks liver in 1 slice(s)" in said
+    assert said in caplog.text
+    assert network.supports[0].short == {"liver": 1}
 
 
 def test_make_supports__label_of_another_grid(network, tmp_path):

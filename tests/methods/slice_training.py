@@ -6,8 +6,9 @@ from monai.engines import SupervisedTrainer
 from monai.inferers import SimpleInferer
 from torch import nn
 
+from medseg_kit.engines.semi_supervised import make_branches
 from medseg_kit.networks.dual import DualNetwork
-from medseg_kit.networks.projectors import projectors_between
+from medseg_kit.networks.projectors import Projected, projectors_between
 from medseg_kit.networks.swin_unet import SwinUNet2D
 from medseg_kit.networks.unet2d import UNet2D
 from medseg_kit.networks.unet_cct import UNetCCT
@@ -41,6 +42,28 @@ def pair(*, second=None, scales=None):
     return DualNetwork(first, other, projectors=projectors)
 
 
+class IdentityMaps:
+    """All volumes lie on each other; voxels are (row, column, slice)."""
+
+    def __init__(self, reachable=tuple(range(4))):
+        self.has = torch.zeros(4, 4, dtype=torch.bool)
+        self.has[:, list(reachable)] = True
+
+    def map_points(self, volume_from, volume_to, points):
+        return points, torch.ones(len(points), dtype=torch.bool)
+
+    def pixels_to_voxels(self, volume, slices, pixels, *, size):
+        return torch.stack([pixels[:, 1], pixels[:, 0], slices.float()], dim=1)
+
+    def voxels_to_pixels(self, volume, voxels, *, size):
+        return voxels[:, 2].round().long(), voxels[:, [1, 0]]
+
+
+def pixelwise():
+    """Return a network that sees one pixel at a time."""
+    return nn.Conv2d(1, CLASSES, 1)
+
+
 def make_batch(labelled=2, unlabelled=2, *, seed=0, classes=CLASSES):
     """Return squares of each class on noise; labelled images first."""
     generator = torch.Generator().manual_seed(seed)
@@ -63,6 +86,40 @@ def make_batch(labelled=2, unlabelled=2, *, seed=0, classes=CLASSES):
         "position": torch.full((total,), 0.5),
         "matrix": torch.eye(2, 3).repeat(total, 1, 1),
     }
+
+
+def with_registered(batch):
+    return {
+        **batch,
+        "registered_label": torch.ones_like(batch["label"]),
+        "has_registered": torch.tensor([True, True, True, False]),
+    }
+
+
+def branch_batch(labelled=1, unlabelled=1, *, size=4, scales=("full",), seed=0):
+    """Return a batch with two branches of random logits and features, which teach each other."""
+    generator = torch.Generator().manual_seed(seed)
+    total = labelled + unlabelled
+
+    def random(channels):
+        return torch.randn(total, channels, size, size, generator=generator)
+
+    def projected():
+        return Projected(random(5).requires_grad_(), nn.Identity())
+
+    batch = {
+        "image": random(1),
+        "label": torch.randint(0, CLASSES, (total, 1, size, size), generator=generator),
+        "labelled": torch.arange(total) < labelled,
+        "volume": torch.arange(total),
+        "slice": torch.zeros(total, dtype=torch.int64),
+        "matrix": torch.eye(2, 3).repeat(total, 1, 1),
+    }
+    features = {scale: (projected(), projected()) for scale in scales}
+    make_branches(
+        batch, {"logits": (2 * random(CLASSES), 2 * random(CLASSES)), "projected": features}
+    )
+    return batch
 
 
 def train(step, network, batches, *, epochs=1, learning_rate=0.01, optimizer=None, handlers=()):

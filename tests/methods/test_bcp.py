@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from monai.transforms import KeepLargestConnectedComponent
@@ -13,7 +15,7 @@ from medseg_kit.methods.bcp import (
 )
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
 from medseg_kit.transforms.components import largest_components
-from tests.methods.slice_training import CLASSES, make_batch, pair, train, unet
+from tests.methods.slice_training import CLASSES, SIZE, make_batch, pair, pixelwise, train, unet
 
 
 def test_rectangle__two_thirds_of_each_side_anywhere():
@@ -118,3 +120,29 @@ def test_teacher__makes_the_pseudo_labels_of_the_second_phase():
     )
     train(step, network, [make_batch()])
     assert seen == [2]
+
+
+def test_second_phase__loss_written_out():
+    torch.manual_seed(0)
+    step, network = BidirectionalCopyPasteStep(total_steps=8, first_phase=0.0), pixelwise()
+    teacher = step.teacher.of(network)
+    for each in (teacher, network):
+        torch.nn.init.normal_(each.weight)
+    batch = make_batch()
+    image, label = torch.randn(4, 1, SIZE, SIZE), batch["label"][:2, 0].long()
+    torch.manual_seed(1)
+    engine = SimpleNamespace(network=network)
+    found = step.losses(engine, {**batch, "image": image})[1]["copy_paste"]
+    torch.manual_seed(1)
+    mask, mixtures = rectangle_mask((SIZE, SIZE)), exchanged_mixtures(2, 4)
+    pseudo = largest_components(teacher(image[2:]).argmax(1))
+    logits = network(torch.cat([mixture.blend(image, mask) for mixture in mixtures]))
+    expected = mixed_loss(mixtures, logits, torch.cat([label, pseudo]), mask)
+    torch.testing.assert_close(found, expected)
+
+
+def test_teacher__averages_the_running_statistics_too():
+    step, network = BidirectionalCopyPasteStep(total_steps=8, first_phase=0.0), unet()
+    train(step, network, [make_batch()])  # after the first step the teacher equals the student
+    for name, value in step.teacher.of(network).named_buffers():
+        torch.testing.assert_close(value, network.get_buffer(name))

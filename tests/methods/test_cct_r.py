@@ -5,43 +5,37 @@ import torch
 from torch.nn import functional as F
 
 from medseg_kit.engines.schedules import linear
+from medseg_kit.losses.soft_dice import soft_dice
+from medseg_kit.methods.branch_pixels import BranchPixels
 from medseg_kit.methods.cct_r import RegistrationSupervision, SupervisedContrast
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
 from medseg_kit.methods.feature_maps import FeatureMaps, canonical_pixels, unaugmented
 from medseg_kit.registration.mapping import _apply
 from medseg_kit.transforms.slices import SliceAugmentation
-from tests.methods.slice_training import CLASSES, SIZE, make_batch, pair, train
+from tests.methods.slice_training import (
+    CLASSES,
+    SIZE,
+    IdentityMaps,
+    branch_batch,
+    make_batch,
+    pair,
+    train,
+    with_registered,
+)
 
 
-class IdentityMaps:
-    """All volumes lie on each other; voxels are (row, column, slice)."""
-
-    def __init__(self, reachable=tuple(range(4))):
-        self.has = torch.zeros(4, 4, dtype=torch.bool)
-        self.has[:, list(reachable)] = True
+class ShiftingMaps(IdentityMaps):
+    """A(from, to) moves a point by as many columns as the volumes' numbers differ."""
 
     def map_points(self, volume_from, volume_to, points):
-        return points, torch.ones(len(points), dtype=torch.bool)
-
-    def pixels_to_voxels(self, volume, slices, pixels, *, size):
-        return torch.stack([pixels[:, 1], pixels[:, 0], slices.float()], dim=1)
-
-    def voxels_to_pixels(self, volume, voxels, *, size):
-        return voxels[:, 2].round().long(), voxels[:, [1, 0]]
+        shift = torch.as_tensor(volume_to - volume_from).expand(len(points))
+        return points + shift[:, None] * torch.tensor([0.0, 1.0, 0.0]), shift != 0
 
 
 def make(**options):
     contrast = SupervisedContrast(CLASSES, confidence=0.3, **options)
     terms = [RegistrationSupervision(), contrast]
     return CrossTeachingStep(total_steps=10, terms=terms), pair(scales=("quarter",))
-
-
-def with_registered(batch):
-    return {
-        **batch,
-        "registered_label": torch.ones_like(batch["label"]),
-        "has_registered": torch.tensor([True, True, True, False]),
-    }
 
 
 def test_bank__first_inserted_leaves_first_and_known_slices_keep_their_age():
@@ -121,6 +115,63 @@ def test_positives__without_another_volume_they_are_the_class_centre(volume):
     assert torch.equal(found, centre)
 
 
+def supervised_by_hand(branch, label, registered):
+    """Return equations 6.3 to 6.5 with h = 0.5; half of a positive is in ``registered``."""
+    features = BranchPixels([branch], "full").all()
+    classes = torch.cat([label, branch.teaching[1:].argmax(1)]).flatten()
+    sure = branch.teaching.amax(1).flatten() > 0.5
+    losses = []
+    for value in range(CLASSES):
+        chosen = (classes == value) & sure
+        anchors = features[chosen]
+        positives = anchors.mean(0).expand_as(anchors)
+        if registered is not None:
+            positives = 0.5 * positives + 0.5 * registered[chosen]
+        up = ((anchors * F.normalize(positives, dim=1)).sum(1) / 0.1).exp()
+        z = (anchors @ features[classes != value].t() / 0.1).exp().sum(1)
+        losses.append(-(up / (up + z)).log().mean())
+    return torch.stack(losses).mean()
+
+
+def test_contrast__of_two_branches_written_out():
+    batch = branch_batch(size=6)
+    losses = [supervised_by_hand(each, batch["label"][:1, 0], None) for each in batch["branches"]]
+    term = SupervisedContrast(CLASSES, scale="full", weight=0.5, factor=3.0)
+    torch.testing.assert_close(term(None, batch)["contrast"], 1.5 * sum(losses) / 2)
+
+
+def test_contrast__with_positives_of_other_volumes_written_out():
+    """Volumes 0 and 1 look into 2 and 3, of which each branch has its own features."""
+    batch = branch_batch(size=6)
+    batch["matrix"][:, 0, 2] = 1.0  # augmentation has moved the slices by a column
+    term = SupervisedContrast(CLASSES, scale="full", factor=1.0, maps=ShiftingMaps(), bank_size=4)
+    generator, losses = torch.Generator().manual_seed(1), []
+    for bank, branch in zip(term.banks, batch["branches"], strict=True):
+        stored = F.normalize(torch.randn(2, 5, 6, 6, generator=generator), dim=1)
+        bank.put(torch.tensor([2, 3]), torch.tensor([0, 0]), stored)
+        columns = torch.arange(6) + 1
+        registered = [
+            sum(stored[other - 2][..., (columns + other - volume).clamp(max=5)] for other in (2, 3))
+            for volume in (0, 1)
+        ]
+        registered = torch.stack(registered).movedim(1, -1).flatten(0, 2) / 2
+        losses.append(supervised_by_hand(branch, batch["label"][:1, 0], registered))
+    found = term(None, batch)["contrast"]
+    torch.testing.assert_close(found, 1e-3 * sum(losses) / 2, atol=0, rtol=2e-3)
+
+
+def test_bank__keeps_each_branchs_maps_as_before_augmentation():
+    batch = branch_batch(size=6)
+    batch["matrix"][:, 0, 2] = 1.0
+    term = SupervisedContrast(CLASSES, scale="full", maps=IdentityMaps(), bank_size=4)
+    term(None, batch)
+    for bank, branch in zip(term.banks, batch["branches"], strict=True):
+        for volume, features in enumerate(branch.projected["full"].maps().detach()):
+            stored = bank.maps[volume, 0].float()
+            torch.testing.assert_close(stored[..., 1:], features[..., :-1], atol=1e-3, rtol=0)
+            assert stored[..., 0].abs().max() < 1e-3
+
+
 def test_ten_steps__all_terms_finite_and_the_bank_fills():
     step, network = make(maps=IdentityMaps(), bank_size=6)
     batches = [with_registered(make_batch(seed=seed)) for seed in range(10)]
@@ -185,6 +236,18 @@ def test_registered_labels__absent_or_of_labelled_images_only():
     step, network = make()
     history = train(step, network, [make_batch(), with_registered(make_batch(4, 0))])
     assert all("registration" not in losses for losses in history)
+
+
+def test_registered_labels__dice_and_cross_entropy_of_both_branches():
+    batch = branch_batch(1, 2)
+    label = torch.randint(0, CLASSES, (3, 1, 4, 4), generator=torch.Generator().manual_seed(1))
+    batch |= {"registered_label": label, "has_registered": torch.tensor([True, False, True])}
+    total = 0.0
+    for branch in batch["branches"]:
+        logits, target = branch.logits[2:], label[2:, 0]
+        total += F.cross_entropy(logits, target) + soft_dice(logits.softmax(1), target)
+    found = RegistrationSupervision(0.5)(None, batch)["registration"]
+    torch.testing.assert_close(found, 0.5 * total)
 
 
 def test_registered_labels__weight_follows_its_schedule():

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional
 
+from medseg_kit.losses.fused_dice import edge_dice, spatial_dice
 from medseg_kit.methods.cowpro import CoWProStep
 from medseg_kit.networks.dilated_resnet import DilatedResNet
 from medseg_kit.networks.one_shot import OneShotNetwork
@@ -50,6 +52,66 @@ def test_losses__are_those_of_the_paper(engine):
         )
         assert torch.isfinite(gradient).all()
         assert gradient.abs().sum() > 0
+
+
+def by_hand(query, support, mask):
+    """Return background and foreground scores ``(2, h, w)`` by prototypes of 4 x 4 cells."""
+    scores = []
+    for inside in (1 - mask, mask):
+        cells = [
+            support[:, row : row + 4, column : column + 4].mean((1, 2))
+            for row in range(0, 16, 4)
+            for column in range(0, 16, 4)
+            if inside[row : row + 4, column : column + 4].mean() > 0.95
+        ]
+        if inside is mask or not cells:
+            cells.append((support * inside).sum((1, 2)) / inside.sum())
+        pixels, points = (
+            functional.normalize(vectors - vectors.mean(0), dim=0)
+            for vectors in (query.flatten(1), torch.stack(cells, dim=1))
+        )
+        similarity = 20 * pixels.T @ points
+        scores.append((similarity.softmax(1) * similarity).sum(1).view(16, 16))
+    return torch.stack(scores)
+
+
+def test_losses__written_out_for_one_episode():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(2, 16, 16)
+    masks[0, 4:14, 3:12], masks[1, 2:11, 5:15] = 1, 1
+    masks[0, 5, 5] = 0  # leaves 15 of 16 pixels of a cell
+    features = torch.randn(2, 6, 16, 16, generator=generator)
+    features[:, :2] += 3 * masks[:, None]
+    support, query = features
+    large = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    batch = {"image": large[:, None], "label": large[:, None].to(torch.uint8)}
+    engine = SimpleNamespace(network=lambda _: {"features": features})
+    logits, losses = step(spatial_weight=0.5, edge_weight=2.0).losses(engine, batch)
+
+    def enlarged(small):
+        return functional.interpolate(small[None], (32, 32), mode="bilinear")
+
+    answer = by_hand(query, support, masks[0])
+    back = by_hand(support, query, answer.argmax(0).float())
+    entropy, weights = functional.cross_entropy, torch.tensor([0.05, 1.0])
+    found = enlarged(answer).softmax(1)[:, 1]
+    torch.testing.assert_close(logits, enlarged(answer), atol=1e-4, rtol=1e-4)
+    expected = {
+        "query": entropy(enlarged(answer), large[1:].long(), weights),
+        "alignment": entropy(enlarged(back), large[:1].long()),
+        "spatial": 0.5 * spatial_dice(found, large[1:]).mean(),
+        "edge": 2.0 * edge_dice(found, large[1:]).mean(),
+    }
+    torch.testing.assert_close(losses, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_losses__logits_of_the_papers_features():
+    features = torch.randn(2, 256, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 256, 256, dtype=torch.uint8)
+    mask[..., 64:192, 64:192] = 1
+    engine = SimpleNamespace(network=lambda _: {"features": features})
+    logits, _ = step().losses(engine, {"image": torch.zeros(2, 3, 256, 256), "label": mask})
+    assert logits.shape == (1, 2, 256, 256)
 
 
 def test_losses__soft_tversky_weighs_what_is_missed(engine):

@@ -2,12 +2,14 @@ import copy
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.methods.branch_pixels import BranchPixels
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
 from medseg_kit.methods.mcsc_v2 import CertaintyContrast
 from medseg_kit.networks.projectors import Projected
-from tests.methods.slice_training import CLASSES, make_batch, pair, train
+from tests.methods.slice_training import CLASSES, branch_batch, make_batch, pair, train
 
 SCALES = ("full", "eighth")
 
@@ -51,6 +53,48 @@ def test_negatives__of_labelled_pixels_are_the_hard_ones():
     for value in range(CLASSES):
         expected = (found.classes != value) & (found.probabilities.argmax(1) == value)
         assert torch.equal(contrast._negatives(found, value), expected)
+
+
+def written_out(batch, scale, *, num_uncertain, crossed):
+    """Return equation 5.7 of the thesis for h = 0.4, r_l = 1 and r_h = 2."""
+    labelled, branches = batch["labelled"][:, None, None], batch["branches"]
+    own = [branch.logits.softmax(1) for branch in branches]
+    taught = [
+        torch.where(labelled[:, None], mine, other if crossed else mine)
+        for mine, other in zip(own, own[::-1], strict=True)
+    ]
+    classes = [torch.where(labelled, batch["label"][:, 0], each.argmax(1)) for each in taught]
+    classes, labelled = torch.stack(classes).flatten(), torch.stack([labelled] * 2)
+    labelled = labelled.expand(2, 2, 4, 4).flatten()
+    chances = torch.cat(taught).movedim(1, -1).flatten(0, 2)
+    features = BranchPixels(branches, scale).all()
+    entropy = -(chances * chances.log()).sum(1)
+    certain = labelled | (entropy <= entropy[~labelled].sort().values[-num_uncertain - 1])
+    losses = []
+    for value in range(CLASSES):
+        anchors = features[(classes == value) & certain & (chances.amax(1) > 0.4)]
+        rank = chances.argsort(descending=True).argsort()[:, value]
+        unlikely = torch.where(certain, rank >= 1, rank >= 2)
+        negative = (classes != value) & torch.where(labelled, rank < 1, unlikely)
+        positive = F.normalize(anchors.mean(0), dim=0)
+        up = (anchors @ positive / 0.1).exp()
+        groups = [features[negative & (classes == other)] for other in range(CLASSES)]
+        z = sum((anchors @ keys.t() / 0.1).exp().mean(1) for keys in groups if len(keys))
+        losses.append(-(up / (up + z)).log().mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+@pytest.mark.parametrize("bank_size", [0, 1000])
+def test_loss__of_labelled_certain_and_uncertain_pixels_written_out(bank_size, crossed):
+    batch = branch_batch(scales=SCALES)
+    contrast = CertaintyContrast(
+        CLASSES, 10, scales=SCALES, weight=0.5, factor=3.0, uncertain=0.5, confidence=0.4,
+        bank_size=bank_size, crossed=crossed,
+    )  # fmt: skip
+    contrast.on_step_start(5, 10)  # a quarter of the 32 unlabelled pixels is uncertain now
+    losses = [written_out(batch, scale, num_uncertain=8, crossed=crossed) for scale in SCALES]
+    torch.testing.assert_close(contrast(None, batch)["contrast"], 1.5 * sum(losses))
 
 
 def test_ten_steps__finite_and_the_bank_stays_within_its_size():

@@ -74,6 +74,19 @@ def test_queries__only_hard_pixels_that_count(monkeypatch):
     torch.testing.assert_close(seen[0][1], mean)
 
 
+def test_loss__is_the_weighted_sum_over_the_branches():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, CLASSES, (2, 4, 4), generator=generator)
+    logits = torch.randn(2, 2, CLASSES, 4, 4, generator=generator)
+    branches = [branch_of(each, target, each.softmax(1)) for each in logits]
+    term, labelled = RegionalContrast(CLASSES, weight=0.5, **SMALL), torch.tensor([True, False])
+    torch.manual_seed(0)
+    found = term(None, {"branches": branches, "labelled": labelled})["contrast"]
+    torch.manual_seed(0)
+    expected = 0.5 * sum(term._branch(branch, labelled) for branch in branches)
+    torch.testing.assert_close(found, expected)
+
+
 def test_one_class__costs_nothing():
     logits = torch.zeros(2, 2, 4, 4)
     target = torch.zeros(2, 4, 4, dtype=torch.long)

@@ -99,3 +99,9 @@ def test_pretrained__that_does_not_fit_names_a_key(tmp_path):
 def test_depth__unknown():
     with pytest.raises(ValueError, match="depth must be one of"):
         DilatedResNet(20)
+
+
+@pytest.mark.slow
+def test_dilated_resnet__features_of_the_papers():
+    with torch.device("meta"):
+        assert DilatedResNet(101)(torch.zeros(1, 3, 256, 256)).shape == (1, 256, 32, 32)

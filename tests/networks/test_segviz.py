@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from monai.networks.nets import UNet
 
 from medseg_kit.networks.segviz import ABSENT_HEAD_LOGIT, SegVizUNet, TaskNorm
 
@@ -24,6 +25,12 @@ def test_parameters__representation_does_not_grow_with_heads():
     network = SegVizUNet(3, 1, ORGANS)
     assert count(network.representation) == 4_807_072
     assert count(network.heads) == 3 * 1_845
+
+
+def test_parameters__of_one_network_for_all_organs():
+    network = UNet(3, 1, 5, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2, norm="batch")
+    assert count(network) == 4_812_088
+    assert count(network.model[2]) == 5_016
 
 
 def test_forward__paper_crop_keeps_its_size():

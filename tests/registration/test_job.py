@@ -14,6 +14,7 @@ from medseg_kit.registration.propagate import propagate_labels, write_empty_labe
 from medseg_kit.registration.selection import Rule, Score, choose, score_images, select
 from medseg_kit.registration.settings import make_settings
 from medseg_kit.registration.store import PairStore
+from medseg_kit.registration.volumes import read_image
 from medseg_kit.typing import UserError
 from tests.registration.conftest import ellipsoid, overlap
 
@@ -134,6 +135,20 @@ def test_scores__a_faithful_round_trip_wins():
     assert good.coverage > 0.8
     assert choose([bad, good]).labelled == "good"
     assert choose([Score("far", -2.0, 0.0, 2.0, coverage=0.1)]) is None
+
+
+def test_scores__the_way_there_is_onto_the_labelled_volume(dataset, tmp_path):
+    """Equation 6.9: A(q, j) takes the target j to the labelled volume q, A(j, q) takes it back."""
+    labelled, target = read_cases(dataset, labelled=1).section()[:2]
+    store, back = make_store(tmp_path), SimpleITK.AffineTransform(3)
+    back.Rotate(0, 1, 0.2)
+    store.save(labelled, target, {"success": True}, shifted(6.0))  # A(q, j)
+    store.save(target, labelled, {"success": True}, back)  # A(j, q)
+    (found,) = select(store, target, [labelled])["scores"]
+    images = [read_image(case, "MR") for case in (target, labelled)]
+    expected = score_images(*images, shifted(6.0), back)
+    assert found["score"] == pytest.approx(expected.score, abs=1e-5)
+    assert found["coverage"] == pytest.approx(expected.coverage, abs=1e-5)
 
 
 def test_labels__one_labelled_volume_is_forced(dataset, tmp_path):

@@ -5,12 +5,15 @@ import pytest
 import SimpleITK
 import torch
 
+from medseg_kit.data.volume_slices import VolumeSlices
 from medseg_kit.registration.cases import read_cases
 from medseg_kit.registration.mapping import RegistrationMaps
 from medseg_kit.registration.maps import write_maps
 from medseg_kit.registration.settings import make_settings
 from medseg_kit.registration.store import PairStore
+from medseg_kit.transforms.pipelines import volume_preprocessing
 from medseg_kit.typing import UserError
+from tests.registration.conftest import SIZE, to_image
 
 DONE = {"success": True, "reason": None}
 
@@ -78,3 +81,27 @@ def test_maps__without_a_finished_pair(dataset, tmp_path):
     assert write_maps(store, cases) is None
     with pytest.raises(UserError, match=r"maps\.pt does not exist"):
         RegistrationMaps(tmp_path, ["a", "b"])
+
+
+@pytest.mark.parametrize("orientation", [None, "RAS"])  # the second turns both axes of a slice
+def test_pixels__show_the_voxels_that_they_are_mapped_to(dataset, tmp_path, orientation):
+    cases, store = read(dataset, tmp_path)
+    store.save(cases[0], cases[1], DONE, affine())
+    write_maps(store, cases)
+    maps = RegistrationMaps(store.folder, ["a", "b"], orientation=orientation)
+    preprocessing = volume_preprocessing(("image",), orientation=orientation, intensity="minmax")
+    slices = torch.tensor([0, 3, 11])
+    pixels = torch.tensor([[5.0, 9.0], [60.0, 20.0], [90.0, 58.0]])  # column, row
+    voxels = maps.pixels_to_voxels(0, slices, pixels, size=(64, 96))
+    for axis, last in enumerate(side - 1 for side in SIZE):
+        position = np.indices(SIZE)[axis].astype(np.float32)
+        SimpleITK.WriteImage(to_image(position), str(tmp_path / "position.nii.gz"))
+        cutter = VolumeSlices(preprocessing, image_size=(64, 96), num_classes=2)
+        images, _, _ = cutter.cut({"image": tmp_path / "position.nii.gz"})
+        shown = last * images[slices, 0, pixels[:, 1].long(), pixels[:, 0].long()]
+        turned = orientation is not None and axis < 2
+        mapped = last - voxels[:, axis] if turned else voxels[:, axis]
+        torch.testing.assert_close(mapped, shown, atol=1e-3, rtol=0)
+    back = maps.voxels_to_pixels(0, voxels, size=(64, 96))
+    assert torch.equal(back[0], slices)
+    torch.testing.assert_close(back[1], pixels)
