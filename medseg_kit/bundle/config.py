@@ -11,23 +11,21 @@ need no import::
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, run_workflow
-from monai.bundle.config_item import ComponentLocator
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
 
 from medseg_kit.bundle.errors import report_user_errors
 from medseg_kit.bundle.paths import resolve_bundle, split_file_list
+from medseg_kit.bundle.targets import component_parameters
 from medseg_kit.typing import PathLike, UserError
 
 _RUN_OPTIONS = frozenset(
@@ -180,46 +178,6 @@ def iterate_ids(content: Any, prefix: str = "") -> Iterator[str]:
         items = enumerate(content)
     for key, value in items:
         yield from iterate_ids(value, f"{prefix}{ID_SEP_KEY}{key}" if prefix else str(key))
-
-
-def component_parameters(component: Any) -> frozenset[str]:
-    """Return the argument names of a component's ``_target_``; empty when it has none."""
-    target = component.get("_target_") if isinstance(component, Mapping) else None
-    found = find_target(target) if isinstance(target, str) else None
-    return frozenset() if found is None else frozenset(parameters_of(found))
-
-
-@functools.cache
-def find_target(target: str) -> Any:
-    """Return what a ``_target_`` names; None if it is an expression, or nothing callable.
-
-    Args:
-        target: Full name, or that of a component of MONAI.
-    """
-    if target.startswith(("$", "@", "%")):
-        return None
-    if "." not in target:
-        modules = ComponentLocator().get_component_module_name(target)
-        module = modules[0] if isinstance(modules, list) else modules
-        target = f"{module}.{target}" if module else target
-    found: Any = locate(target)
-    return found if callable(found) else None
-
-
-def parameters_of(found: Any) -> dict[str, inspect.Parameter]:
-    """Return a callable's arguments by name, with those that a class passes on as ``**options``."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    bases = list(found.__mro__[1:]) if inspect.isclass(found) else []
-    named: dict[str, inspect.Parameter] = {}
-    for owner in (found, *bases):
-        try:
-            parameters = inspect.signature(owner).parameters.values()
-        except ValueError:  # a built-in type says nothing
-            break
-        named = {p.name: p for p in parameters if p.kind in kinds} | named
-        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return named
 
 
 def _merge(files: Sequence[Path], *, metadata: Sequence[Path]) -> dict[str, Any]:

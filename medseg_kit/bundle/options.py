@@ -12,7 +12,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from medseg_kit.bundle.config import parameters_of
+from medseg_kit.bundle.targets import parameters_of
 from medseg_kit.typing import PathLike
 
 OWN = "medseg_kit."

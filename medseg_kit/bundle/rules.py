@@ -7,11 +7,9 @@ this project (configuration only, overlays without list positions).
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,6 @@ from monai.bundle.properties import InferProperties, MetaProperties, TrainProper
 from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY
 from monai.utils import BundleProperty, BundlePropertyConfig
 
-from medseg_kit.bundle.config import find_target, parameters_of
-
-OWN = "medseg_kit."
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 MAX_BYTES = 25 * 2**20  # the Model Zoo's limit for one file
 REQUIRED_FILES = (
     "LICENSE",
@@ -188,28 +182,6 @@ def check_references(config: Mapping[str, Any], name: str) -> list[str]:
     return problems
 
 
-def check_components(config: Mapping[str, Any], name: str) -> list[str]:
-    """Return the ``_target_`` that do not exist, and the arguments that theirs do not take.
-
-    Args:
-        config: Composed configuration.
-        name: What to call it in the messages.
-    """
-    problems = []
-    for identifier, component in _iterate_components(config):
-        target = component["_target_"]
-        if not isinstance(target, str) or target.startswith(("$", "@", "%")):
-            continue
-        found = find_target(target)
-        if found is None:
-            problems.append(f"{name}: {identifier}: _target_ {target} does not exist")
-            continue
-        problems += [
-            f"{name}: {identifier}: {target} {problem}" for problem in _misfits(found, component)
-        ]
-    return problems
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return a configuration file's own content; a key that stands twice is a ValueError."""
     with path.open(encoding="utf-8") as file:
@@ -228,43 +200,6 @@ def iterate_strings(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]
         items = enumerate(content)
     for key, value in items:
         yield from iterate_strings(value, f"{prefix}{ID_SEP_KEY}{key}" if prefix else str(key))
-
-
-def _iterate_components(content: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the id and content of everything with a ``_target_`` in a configuration."""
-    if isinstance(content, Mapping) and "_target_" in content:
-        yield prefix, content
-    items: Any = content.items() if isinstance(content, Mapping) else ()
-    if isinstance(content, list):
-        items = enumerate(content)
-    for key, value in items:
-        yield from _iterate_components(value, f"{prefix}{ID_SEP_KEY}{key}" if prefix else str(key))
-
-
-def _misfits(found: Any, component: Mapping[str, Any]) -> list[str]:
-    """Return which arguments of a component its callable does not take, and which it lacks."""
-    try:
-        parameters = inspect.signature(found).parameters
-    except ValueError:  # a built-in says nothing
-        return []
-    passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if passed_on and not found.__module__.startswith(OWN):
-        return []  # to where only its code says
-    known = set(parameters_of(found))
-    given = {key for key in component if not key.startswith("_")}
-    problems = []
-    for key in sorted(given - known):
-        close = get_close_matches(key, known, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        problems.append(f"takes no argument {key}{hint}")
-    if component.get("_mode_", "default") != "default":
-        return problems  # a function whose caller gives the rest
-    needed = [
-        key
-        for key, parameter in parameters.items()
-        if parameter.default is parameter.empty and parameter.kind in NAMED and key not in given
-    ]
-    return problems + [f"needs the argument {key}" for key in needed]
 
 
 def _check_channels(formats: Mapping[str, Any], organs: list[str] | None) -> list[str]:

@@ -16,7 +16,6 @@ from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.bundle.record import SHARED
 from medseg_kit.bundle.rules import (
-    check_components,
     check_files,
     check_inference,
     check_metadata,
@@ -24,6 +23,7 @@ from medseg_kit.bundle.rules import (
     check_references,
     check_training,
 )
+from medseg_kit.bundle.targets import check_components
 from medseg_kit.bundle.weights import load_strictly, read_weights
 from medseg_kit.typing import PathLike, UserError
 

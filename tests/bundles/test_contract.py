@@ -10,8 +10,9 @@ from monai.bundle.properties import InferProperties, TrainProperties
 from monai.bundle.utils import ID_SEP_KEY
 from monai.utils import BundlePropertyConfig
 
-from medseg_kit.bundle.config import component_parameters, load_config
+from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.rules import iterate_strings
+from medseg_kit.bundle.targets import component_parameters
 from medseg_kit.bundle.verify import OVERLAYS, overlay_files, verify_bundle
 from medseg_kit.typing import UserError
 from tests.bundles.conftest import BUNDLES
