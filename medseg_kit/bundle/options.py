@@ -57,12 +57,13 @@ def options_of(component: Any) -> Any:
     }
 
 
-def describe_component(parser: ConfigParser, key: str) -> Any:
+def describe_component(parser: ConfigParser, key: str, *, evaluate: bool = True) -> Any:
     """Return the arguments of a configuration's component without building it.
 
     Args:
         parser: A composed configuration.
         key: Id of the component, or of anything in it.
+        evaluate: Give expressions by their value, which may read the data; else as written.
 
     Returns:
         ``{"type": ..., argument: value, ...}`` with the defaults of what is not given; what is not
@@ -70,26 +71,33 @@ def describe_component(parser: ConfigParser, key: str) -> Any:
     """
     value = parser[key]
     if isinstance(value, str) and value.startswith("@"):
-        return describe_component(parser, value[1:].replace("::", "#"))
+        return describe_component(parser, value[1:].replace("::", "#"), evaluate=evaluate)
     if isinstance(value, list):
-        return [describe_component(parser, f"{key}#{index}") for index in range(len(value))]
+        keys = [f"{key}#{index}" for index in range(len(value))]
+        return [describe_component(parser, part, evaluate=evaluate) for part in keys]
     if not isinstance(value, dict):
-        return options_of(parser.get_parsed_content(key))
+        written = not evaluate and isinstance(value, str) and value.startswith("$")
+        return value if written else options_of(parser.get_parsed_content(key))
     given = {name: f"{key}#{name}" for name in value if name[:1] != "_"}
     if "_target_" not in value:
-        return {name: describe_component(parser, part) for name, part in given.items()}
+        return {
+            name: describe_component(parser, part, evaluate=evaluate)
+            for name, part in given.items()
+        }
     kind = locate(str(value["_target_"]))
     if not inspect.isclass(kind):
         return options_of(parser.get_parsed_content(key))
     parameters = parameters_of(kind).values()
     defaults = {p.name: options_of(p.default) for p in parameters if p.default is not p.empty}
-    arguments = {name: describe_component(parser, part) for name, part in given.items()}
+    arguments = {
+        name: describe_component(parser, part, evaluate=evaluate) for name, part in given.items()
+    }
     if arguments.get(PRETRAINED) is not None:
         arguments[PRETRAINED] = "given"  # a path of this machine
     return {"type": _name(kind), **defaults, **arguments}
 
 
-def describe_components(parser: ConfigParser) -> dict[str, Any]:
+def describe_components(parser: ConfigParser, *, evaluate: bool = True) -> dict[str, Any]:
     """Return what a training depends on beside its step, as far as its configuration has it.
 
     The network with all its switches, augmentation, optimiser, superpixels, how slices are cut and
@@ -98,14 +106,15 @@ def describe_components(parser: ConfigParser) -> dict[str, Any]:
 
     Args:
         parser: A composed train.yaml.
+        evaluate: As in `describe_component`.
     """
     found: dict[str, Any] = {}
     for name, key in COMPONENTS.items():
         if key in parser:
-            found[name] = describe_component(parser, key)
+            found[name] = describe_component(parser, key, evaluate=evaluate)
     given = {key: f"optimizer#{key}" for key in parser["optimizer"] if key != "params"}
     found["optimizer"] = {
-        "type" if key == "_target_" else key: describe_component(parser, part)
+        "type" if key == "_target_" else key: describe_component(parser, part, evaluate=evaluate)
         for key, part in given.items()
     }
     found["settings"] = {
@@ -117,7 +126,9 @@ def describe_components(parser: ConfigParser) -> dict[str, Any]:
         found["registration"] = _describe_registration(parser.get_parsed_content("registration"))
     dataset = parser["train#dataset"]
     slices = [key for key in SLICES if key in dataset]
-    found["slices"] = {key: describe_component(parser, f"train#dataset#{key}") for key in slices}
+    found["slices"] = {
+        key: describe_component(parser, f"train#dataset#{key}", evaluate=evaluate) for key in slices
+    }
     return found
 
 

@@ -49,8 +49,9 @@ def record_training(parser: ConfigParser, files: Sequence[str]) -> None:
     if not trains or any(key not in parser for key in described) or _rank() > 0:
         return
     folder = Path(str(parser.get_parsed_content("output_dir")))
-    parser["train"]["step"].pop("total_steps", None)  # may need the data
-    options = {**describe_component(parser, "train#step"), **describe_components(parser)}
+    # no expression is evaluated: one may read the data, or wait for the other processes
+    step = describe_component(parser, "train#step", evaluate=False)
+    options = {**step, **describe_components(parser, evaluate=False)}
     write_json(
         folder / TRAINING,
         {"medseg_kit": __version__, "configuration": list(files), "options": options},

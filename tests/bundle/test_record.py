@@ -57,3 +57,17 @@ def test_record__by_the_first_process_only(bundle, tmp_path, monkeypatch):
     parser = load_config(bundle, FILES, overrides={"output_dir": str(tmp_path / "run")})
     record_training(parser, FILES)
     assert not (tmp_path / "run").exists()
+
+
+def test_record__does_not_join_the_other_processes(repository, tmp_path, monkeypatch):
+    def join(*_):
+        pytest.fail("the record started a process group")
+
+    monkeypatch.setattr("medseg_kit.engines.distributed.Distributed.__init__", join)
+    files = ["train.yaml", "multi_gpu_train.yaml"]
+    overrides = {"output_dir": str(tmp_path / "run"), "organs": ["liver"]}
+    for name in ("cardiac_mr_cct_r", "cardiac_mr_mcsc", "hippocampus_mr_segviz"):
+        parser = load_config(repository / "bundles" / name, files, overrides=overrides)
+        record_training(parser, files)
+        assert (tmp_path / "run" / TRAINING).is_file()
+        (tmp_path / "run" / TRAINING).unlink()
