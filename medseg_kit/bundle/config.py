@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
 
 from medseg_kit.bundle.errors import report_user_errors
 from medseg_kit.bundle.paths import resolve_bundle, split_file_list
-from medseg_kit.bundle.targets import component_parameters
+from medseg_kit.bundle.targets import component_parameters, iterate_items
 from medseg_kit.typing import PathLike, UserError
 
 _RUN_OPTIONS = frozenset(
@@ -164,20 +164,8 @@ def unknown_ids(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict
     wrong = [key for key in overrides if not _is_known(parser, _normalise(key))]
     if not wrong:
         return {}
-    existing = [name for name in iterate_ids(config) if name and not name.startswith("_meta_")]
+    existing = [name for name, _ in iterate_items(config) if name and not name.startswith("_meta_")]
     return {key: _closest(_normalise(key), existing) for key in wrong}
-
-
-def iterate_ids(content: Any, prefix: str = "") -> Iterator[str]:
-    """Yield every id of a configuration in MONAI's ``a::b`` form, list positions included."""
-    yield prefix
-    items: Any = ()
-    if isinstance(content, Mapping):
-        items = content.items()
-    elif isinstance(content, list):
-        items = enumerate(content)
-    for key, value in items:
-        yield from iterate_ids(value, f"{prefix}{ID_SEP_KEY}{key}" if prefix else str(key))
 
 
 def _merge(files: Sequence[Path], *, metadata: Sequence[Path]) -> dict[str, Any]:

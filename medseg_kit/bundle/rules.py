@@ -22,6 +22,8 @@ from monai.bundle.properties import InferProperties, MetaProperties, TrainProper
 from monai.bundle.utils import ID_SEP_KEY, MACRO_KEY
 from monai.utils import BundleProperty, BundlePropertyConfig
 
+from medseg_kit.bundle.targets import iterate_items
+
 MAX_BYTES = 25 * 2**20  # the Model Zoo's limit for one file
 REQUIRED_FILES = (
     "LICENSE",
@@ -191,15 +193,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def iterate_strings(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def iterate_strings(content: Any) -> Iterator[tuple[str, str]]:
     """Yield the id and text of every string in a configuration."""
-    if isinstance(content, str):
-        yield prefix, content
-    items: Any = content.items() if isinstance(content, Mapping) else ()
-    if isinstance(content, list):
-        items = enumerate(content)
-    for key, value in items:
-        yield from iterate_strings(value, f"{prefix}{ID_SEP_KEY}{key}" if prefix else str(key))
+    return ((name, value) for name, value in iterate_items(content) if isinstance(value, str))
 
 
 def _check_channels(formats: Mapping[str, Any], organs: list[str] | None) -> list[str]:

@@ -16,6 +16,16 @@ OWN = "medseg_kit."
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
+def iterate_items(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every id of a configuration in MONAI's ``a::b`` form, list positions included."""
+    yield prefix, content
+    items: Any = content.items() if isinstance(content, Mapping) else ()
+    if isinstance(content, list):
+        items = enumerate(content)
+    for key, value in items:
+        yield from iterate_items(value, f"{prefix}{ID_SEP_KEY}{key}" if prefix else str(key))
+
+
 def component_parameters(component: Any) -> frozenset[str]:
     """Return the argument names of a component's ``_target_``; empty when it has none."""
     target = component.get("_target_") if isinstance(component, Mapping) else None
@@ -63,8 +73,8 @@ def check_components(config: Mapping[str, Any], name: str) -> list[str]:
         name: What to call it in the messages.
     """
     problems = []
-    for identifier, component in _iterate_components(config):
-        target = component["_target_"]
+    for identifier, component in iterate_items(config):
+        target = component.get("_target_") if isinstance(component, Mapping) else None
         if not isinstance(target, str) or target.startswith(("$", "@", "%")):
             continue
         found = find_target(target)
@@ -75,17 +85,6 @@ def check_components(config: Mapping[str, Any], name: str) -> list[str]:
             f"{name}: {identifier}: {target} {problem}" for problem in _misfits(found, component)
         ]
     return problems
-
-
-def _iterate_components(content: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the id and content of everything with a ``_target_`` in a configuration."""
-    if isinstance(content, Mapping) and "_target_" in content:
-        yield prefix, content
-    items: Any = content.items() if isinstance(content, Mapping) else ()
-    if isinstance(content, list):
-        items = enumerate(content)
-    for key, value in items:
-        yield from _iterate_components(value, f"{prefix}{ID_SEP_KEY}{key}" if prefix else str(key))
 
 
 def _misfits(found: Any, component: Mapping[str, Any]) -> list[str]:
