@@ -46,16 +46,16 @@ def test_verify__nothing_wrong(bundle):
 
 
 def test_overlays__change_what_exists(bundle):
-    """A key a::b must exist in the base or be an argument of the component it lands in."""
+    """A key a::b must exist in the base or be an argument of the component that it leaves there."""
     for overlay in overlay_files(bundle):
-        own, _ = base_of(bundle, overlay)
+        own, merged = base_of(bundle, overlay)
         for key in read(bundle, overlay):
             parent, _, leaf = str(key).lstrip("+").replace("#", ID_SEP_KEY).rpartition(ID_SEP_KEY)
             if not parent:
                 continue
             known = f"{parent}{ID_SEP_KEY}{leaf}" in own
             new_part = "_target_" not in own[parent]  # a plain group takes new components
-            assert known or new_part or leaf in component_parameters(own[parent]), (overlay, key)
+            assert known or new_part or leaf in component_parameters(merged[parent]), (overlay, key)
 
 
 @pytest.mark.parametrize(("name", "slices"), [("cardiac_mr", 1312), ("abdomen_ct", 2211)])
