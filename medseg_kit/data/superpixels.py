@@ -38,7 +38,7 @@ FOLDER = "superpixels"  # in a prepared data set
 FORMAT = 3
 _DIGEST = 12  # characters of an image's SHA-256 in the name of its file
 OTSU = "otsu"
-_CT_LEVELS = 255.0  # CT is brought to 0..255 before it is cut up
+LEVELS = 255.0  # CT is brought to 0..255 before it is cut up
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,25 @@ class Superpixels:
         levels, threshold = slices.astype(np.float64), self.mr_body
         if float(slices.min()) < CT_BELOW:
             low, high = CT_WINDOW
-            levels, threshold = (levels - low) / (high - low) * _CT_LEVELS, self.ct_body
+            levels, threshold = (levels - low) / (high - low) * LEVELS, self.ct_body
         body = body_mask(levels, threshold)
         result = np.zeros(slices.shape, np.uint16)
         for index in body.any(axis=(1, 2)).nonzero()[0]:
-            pieces = felzenszwalb(
-                levels[index], scale=self.scale, sigma=self.sigma, min_size=self.min_size
-            )
-            inside = np.where(body[index], pieces + 1, 0)
+            inside = np.where(body[index], self.pieces(levels[index]) + 1, 0)
             values, numbers = np.unique(inside, return_inverse=True)
             result[index] = (numbers + (values[0] != 0)).reshape(inside.shape)
         return result
+
+    def pieces(self, plane: np.ndarray) -> np.ndarray:
+        """Return the superpixels of one slice ``(H, W)``, counted from 0, body or not.
+
+        Args:
+            plane: Values of about 0 to 255.
+        """
+        found: np.ndarray = felzenszwalb(
+            plane, scale=self.scale, sigma=self.sigma, min_size=self.min_size
+        )
+        return found
 
 
 def body_mask(volume: np.ndarray, threshold: float | str) -> np.ndarray:

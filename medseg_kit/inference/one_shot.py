@@ -17,6 +17,7 @@ from medseg_kit.inference.positions import (
 )
 from medseg_kit.inference.precision import fast_precision
 from medseg_kit.inference.slices import Network, SliceInferer
+from medseg_kit.inference.superpixel_average import average_over_superpixels
 from medseg_kit.inference.support import SupportSource, field_of_view, marked_in_part
 from medseg_kit.networks.one_shot import ABSENT, NEEDS_SUPPORT, NO_MARGIN, OneShotNetwork
 from medseg_kit.networks.support_prototypes import SupportPrototypes
@@ -50,6 +51,9 @@ class OneShotInferer(SliceInferer):
         extent: "full" or "oracle".
         rule: How the query's position is found, "aligned", "body" or "whole".
         margin: Share of an organ's extent by which the query's may be longer than the support's.
+        superpixel_size: Each organ's margin is averaged over superpixels of the query of at least so
+            many pixels (of ``slice_size``), see `average_over_superpixels`; not if None, as in the
+            papers.
         sw_batch_size: Slices a batch on a GPU.
         interpolation: How slices are resized, "linear" or "nearest"; as in training.
         direction: Direction of the body across which query and support are cut, as in training:
@@ -60,7 +64,7 @@ class OneShotInferer(SliceInferer):
         warnings: What to know about the last call's answers.
 
     Raises:
-        ValueError: For an unknown extent, rule, interpolation or direction.
+        ValueError: For an unknown extent, rule, interpolation or direction, or a size below 1.
     """
 
     def __init__(  # noqa: PLR0913 - switches, all by keyword
@@ -71,6 +75,7 @@ class OneShotInferer(SliceInferer):
         extent: str = "full",
         rule: str = "aligned",
         margin: float = 0.0,
+        superpixel_size: int | None = None,
         sw_batch_size: int = 16,
         interpolation: str = "linear",
         direction: str | None = None,
@@ -85,11 +90,14 @@ class OneShotInferer(SliceInferer):
         for name, value, known in (("extent", extent, EXTENTS), ("rule", rule, RULES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+        if superpixel_size is not None and superpixel_size < 1:
+            raise ValueError(f"superpixel_size must be at least 1 pixel, got {superpixel_size}")
         check_direction(direction)
         self.support = support
         self.extent = extent
         self.rule = rule
         self.margin = margin
+        self.superpixel_size = superpixel_size
         self.direction = direction
         self.warnings: list[str] = []
 
@@ -201,10 +209,16 @@ class OneShotInferer(SliceInferer):
         logits = slices.new_full(shape, NO_MARGIN, dtype=torch.float32)
         logits[:, 0] = 0.0
         batch_size = self._batch_size(slices.device)
+        limits = (float(slices[:, 0].min()), float(slices[:, 0].max()))
         for chosen in (part != ABSENT).any(dim=1).nonzero()[:, 0].split(batch_size):
 
             def answer(batch: torch.Tensor, chosen: torch.Tensor = chosen) -> torch.Tensor:
-                return network(batch, part[chosen], support, *args, **kwargs)
+                answers = network(batch, part[chosen], support, *args, **kwargs)
+                if self.superpixel_size is None:
+                    return answers
+                return average_over_superpixels(
+                    answers, batch, min_size=self.superpixel_size, limits=limits
+                )
 
             logits[chosen] = self._predict(slices[chosen], answer)
         return logits

@@ -67,6 +67,18 @@ def test_support__prototypes_are_of_two_by_two_cells(network, source, monkeypatc
     assert seen == {(2, 0.95)}
 
 
+def test_one_shot_inferer__superpixels_of_the_query_draw_the_borders(network, source, tmp_path):
+    volume, truth = query(tmp_path)
+    plain, refined = (
+        inferer(source, superpixel_size=size)(volume, network).argmax(dim=1, keepdim=True)
+        for size in (None, 20)
+    )
+    for organ in (1, 2):
+        assert dice(refined, truth, organ) > dice(plain, truth, organ)
+    with pytest.raises(ValueError, match="superpixel_size must be at least 1"):
+        inferer(source, superpixel_size=0)
+
+
 @pytest.mark.parametrize("extent", ["full", "oracle"])
 @pytest.mark.parametrize("shift", [0, 3])
 def test_one_shot_inferer__finds_the_organs_of_another_scan(
