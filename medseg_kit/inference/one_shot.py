@@ -51,8 +51,8 @@ class OneShotInferer(SliceInferer):
         extent: "full" or "oracle".
         rule: How the query's position is found, "aligned", "body" or "whole".
         margin: Share of an organ's extent by which the query's may be longer than the support's.
-        superpixel_size: Each organ's margin is averaged over superpixels of the query of at least so
-            many pixels (of ``slice_size``), see `average_over_superpixels`; not if None, as in the
+        superpixel_size: Each organ's margin is averaged over superpixels of the query, the smallest
+            of so many pixels of ``slice_size`` (`average_over_superpixels`); not if None, as in the
             papers.
         sw_batch_size: Slices a batch on a GPU.
         interpolation: How slices are resized, "linear" or "nearest"; as in training.
