@@ -6,10 +6,13 @@ the query have borders of their own, and finding them takes no label.
 
 from __future__ import annotations
 
+import joblib
 import numpy as np
 import torch
 
 from medseg_kit.data.superpixels import LEVELS, Superpixels
+
+_SLICES_A_PROCESS = 8  # fewer are cut sooner than a process takes them over
 
 
 def average_over_superpixels(
@@ -29,14 +32,16 @@ def average_over_superpixels(
         return logits
     planes = (slices[:, 0].double().cpu().numpy() - low) / (high - low) * LEVELS
     settings = Superpixels(min_size=min_size)
-    first = 0
-    numbers = np.empty(planes.shape, np.int64)
-    for index, plane in enumerate(planes):
-        numbers[index] = first + settings.pieces(plane)
-        first = 1 + int(numbers[index].max())
+    # the small batches of a CPU are cut here, the large ones of a GPU, which waits, by all cores
+    jobs = max(1, min(joblib.cpu_count(), len(planes) // _SLICES_A_PROCESS))
+    pieces = joblib.Parallel(n_jobs=jobs)(joblib.delayed(settings.pieces)(p) for p in planes)
+    numbers = np.stack(pieces).astype(np.int64)
+    counts = numbers.max(axis=(1, 2)) + 1
+    numbers += (counts.cumsum() - counts)[:, None, None]
+    number_of_pieces = int(counts.sum())
     which = torch.from_numpy(numbers).flatten().to(logits.device)
     values = logits.float().movedim(1, -1).flatten(0, 2)
-    sums = values.new_zeros(first, logits.shape[1]).index_add_(0, which, values)
-    sizes = torch.bincount(which, minlength=first)
+    sums = values.new_zeros(number_of_pieces, logits.shape[1]).index_add_(0, which, values)
+    sizes = torch.bincount(which, minlength=number_of_pieces)
     means = sums / sizes[:, None]
     return means[which].reshape(*numbers.shape, -1).movedim(-1, 1)

@@ -59,3 +59,15 @@ def test_average__a_volume_without_contrast_keeps_its_answer():
         logits, torch.ones(1, 1, SIZE, SIZE), min_size=20, limits=(1.0, 1.0)
     )
     assert answer is logits
+
+
+@pytest.mark.slow
+def test_average__many_slices_are_cut_by_several_processes_alike():
+    generator = torch.Generator().manual_seed(3)
+    slices = torch.rand(32, 1, SIZE, SIZE, generator=generator)
+    logits = torch.randn(32, 2, SIZE, SIZE, generator=generator)
+    together = average_over_superpixels(logits, slices, min_size=20, limits=(0.0, 1.0))
+    for index in range(0, 32, 8):
+        few = slice(index, index + 4)
+        alone = average_over_superpixels(logits[few], slices[few], min_size=20, limits=(0.0, 1.0))
+        torch.testing.assert_close(together[few], alone)
