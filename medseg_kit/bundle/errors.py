@@ -7,8 +7,6 @@ import re
 import sys
 from types import TracebackType
 
-from monai.apps.utils import get_logger
-
 from medseg_kit.typing import UserError
 
 _NOT_BUILT = "Failed to instantiate"  # how MONAI's message begins
@@ -53,6 +51,8 @@ def report_user_errors() -> None:
     engine's handlers log an exception with its trace before it arrives here: not where that one
     line follows.
     """
+    from monai.apps.utils import get_logger  # the command line's --help reads this file
+
     sys.excepthook = _print_message
     # MONAI's handler has a logger of its own, which prints only where MONAI made it first
     for place in (*logging.getLogger().handlers, get_logger("monai.handlers.StatsHandler")):
