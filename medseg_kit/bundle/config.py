@@ -21,7 +21,13 @@ from typing import Any
 import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, run_workflow
-from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
+from monai.bundle.utils import (
+    DEFAULT_EXP_MGMT_SETTINGS,
+    EXPR_KEY,
+    ID_REF_KEY,
+    ID_SEP_KEY,
+    MACRO_KEY,
+)
 
 from medseg_kit.bundle.errors import report_user_errors
 from medseg_kit.bundle.paths import resolve_bundle, split_file_list
@@ -34,6 +40,9 @@ _RUN_OPTIONS = frozenset(
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is not inspect.Parameter.VAR_KEYWORD
 )
+
+# How MONAI's references, expressions and macros begin: text for any value
+_EVALUATED = (ID_REF_KEY, EXPR_KEY, MACRO_KEY)
 
 
 def load_config(
@@ -51,8 +60,9 @@ def load_config(
         overrides: Values by id (``train#trainer#max_epochs`` or ``train::trainer::max_epochs``).
 
     Raises:
-        UserError: If the bundle or a file does not exist, a file cannot be read, or an override
-            names an id that neither exists nor is an argument of the component it belongs to.
+        UserError: If the bundle or a file does not exist, a file cannot be read, an override names
+            an id that neither exists nor is an argument of the component it belongs to, or puts
+            text in the place of a number.
     """
     root = resolve_bundle(bundle)
     configs = root / "configs"
@@ -64,9 +74,9 @@ def load_config(
             raise UserError(f"{path} does not exist; {root.name} has {present} there")
     config = _merge(paths, metadata=[configs / "metadata.json"])
     values = {"bundle_root": str(root), **(overrides or {})}
-    unknown = unknown_ids(config, values)
-    if unknown:
-        raise UserError(_explain(unknown, f"{root.name} ({', '.join(files)})"))
+    fault = _fault(config, values, f"{root.name} ({', '.join(files)})")
+    if fault:
+        raise UserError(fault)
     parser = ConfigParser(config)
     parser.update({_normalise(key): value for key, value in values.items()})
     return parser
@@ -85,8 +95,9 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
         argv: Command line to check instead of the process's own; the program name comes first.
 
     Raises:
-        SystemExit: With one line that names every unknown id and the closest existing one. It is
-            no exception that MONAI would wrap, so the line is what the user sees.
+        SystemExit: With one line that names every unknown id and the closest existing one, or text
+            in the place of a number. It is no exception that MONAI would wrap, so the line is what
+            the user sees.
     """
     arguments = list(sys.argv if argv is None else argv)
     if not _is_monai_run(arguments):
@@ -101,15 +112,16 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     metadata = _files(options.get("meta_file")) or [files[0].parent / "metadata.json"]
     config = _merge(files, metadata=[path for path in metadata if path.is_file()])
     allowed = _RUN_OPTIONS | _tracking_ids(options.get("tracking"))
-    overrides = {key: value for key, value in options.items() if key not in allowed}
-    unknown = unknown_ids(config, overrides)
-    if unknown:
-        raise SystemExit(f"error: {_explain(unknown, ', '.join(path.name for path in files))}")
-    for key, value in overrides.items():
+    texts = {key: value for key, value in options.items() if key not in allowed}
+    for key, value in texts.items():
         if value in ("true", "false"):  # python-fire passes on the word, which counts as true
             raise SystemExit(f"error: --{key} {value} is text here; write {value.capitalize()}")
+    overrides = {key: _as_fire(value) for key, value in texts.items()}
+    fault = _fault(config, overrides, ", ".join(path.name for path in files))
+    if fault:
+        raise SystemExit(f"error: {fault}")
     parser = ConfigParser(config)
-    parser.update({_normalise(key): _as_fire(value) for key, value in overrides.items()})
+    parser.update({_normalise(key): value for key, value in overrides.items()})
     _keep_or_compare(parser, [path.name for path in files])
 
 
@@ -206,12 +218,33 @@ def _closest(identifier: str, existing: Sequence[str]) -> str | None:
     return leaves[match[0]] if match else None
 
 
-def _explain(unknown: Mapping[str, str | None], where: str) -> str:
-    parts = [
-        f"'{key}'" + (f" (did you mean '{close}'?)" if close else "")
-        for key, close in unknown.items()
-    ]
-    return f"unknown override {', '.join(parts)}: no such id in {where}"
+def _fault(config: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> str | None:
+    """Return one line about overrides that cannot be meant, or None."""
+    unknown = unknown_ids(config, overrides)
+    if unknown:
+        parts = [
+            f"'{key}'" + (f" (did you mean '{close}'?)" if close else "")
+            for key, close in unknown.items()
+        ]
+        return f"unknown override {', '.join(parts)}: no such id in {where}"
+    parser = ConfigParser({**config})
+    for key, value in overrides.items():
+        identifier = _normalise(key)
+        wanted = _wanted(parser.get(identifier)) if identifier in parser else None
+        if wanted and isinstance(value, str) and not value.startswith(_EVALUATED):
+            return f"{key} is {parser.get(identifier)} in {where} and takes {wanted}, not '{value}'"
+    return None
+
+
+def _wanted(value: Any) -> str | None:
+    """Return what takes the place of a value, in words, where text cannot."""
+    if isinstance(value, bool):
+        return "True or False"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, list) and value and all(_wanted(item) == "a number" for item in value):
+        return "a list of numbers"
+    return None
 
 
 def _normalise(identifier: str) -> str:

@@ -10,6 +10,7 @@ from types import TracebackType
 from medseg_kit.typing import UserError
 
 _NOT_BUILT = "Failed to instantiate"  # how MONAI's message begins
+_ABOUT_ARGUMENTS = (ValueError, TypeError)  # not their subclasses, which code raises by accident
 _NOT_LOADED = re.compile(r"Error\(s\) in loading state_dict for (\w+):")  # torch's, then all names
 
 
@@ -18,8 +19,8 @@ def user_message(error: BaseException) -> str | None:
 
     MONAI raises its own exception from whatever happens while a configuration is built or run, so
     the chain of causes is searched for a `UserError`, for a file that cannot be used, for what a
-    component said about an argument (`ValueError`) when it was built, or for weights of another
-    network.
+    component said about an argument (`ValueError`, `TypeError`) when it was built, or for weights
+    of another network.
 
     Args:
         error: The exception that arrived.
@@ -27,7 +28,7 @@ def user_message(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         argument = cause.__cause__
-        if str(cause).startswith(_NOT_BUILT) and type(argument) is ValueError:
+        if str(cause).startswith(_NOT_BUILT) and type(argument) in _ABOUT_ARGUMENTS:
             component = str(cause).partition(" with ")[0].splitlines()[0]
             return f"{component}: {argument}"
         if isinstance(cause, UserError):

@@ -90,6 +90,31 @@ def test_check_overrides__a_lower_case_truth_value_is_an_error(toy_bundle):
         check_overrides(_argv(toy_bundle, "--learning_rate", "false"))
 
 
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        (["--learning_rate", "fast"], "learning_rate is 0.1 in train.yaml and takes a number"),
+        (["--train::trainer::max_epochs=many"], "takes a number, not 'many'"),
+    ],
+)
+def test_check_overrides__text_in_the_place_of_a_number(toy_bundle, option, wanted):
+    with pytest.raises(SystemExit, match=wanted):
+        check_overrides(_argv(toy_bundle, *option))
+    check_overrides(_argv(toy_bundle, "--learning_rate", "$1/2"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "wanted"),
+    [(True, "off", "True or False"), ([8, 8], "large", "a list of numbers"), (2, "x", "a number")],
+)
+def test_load_config__text_in_the_place_of_something_else(toy_bundle, value, text, wanted):
+    (toy_bundle / "configs" / "value.yaml").write_text(f"value: {value}\n")
+    with pytest.raises(UserError, match=f"takes {wanted}, not '{text}'"):
+        load_config(toy_bundle, ["train.yaml", "value.yaml"], overrides={"value": text})
+    changed = load_config(toy_bundle, ["train.yaml", "value.yaml"], overrides={"value": None})
+    assert changed["value"] is None
+
+
 def test_check_overrides__reads_args_file(toy_bundle, tmp_path):
     arguments = tmp_path / "args.yaml"
     config = toy_bundle / "configs" / "train.yaml"

@@ -33,13 +33,14 @@ def test_user_message__names_the_file_that_cannot_be_used():
     assert user_message(_wrapped(caught.value)) == "/nowhere/file: No such file or directory"
 
 
-def test_user_message__what_a_component_says_about_an_argument():
-    wrapped = _wrapped(ValueError("heads ['x'] are not among the organs"))
+@pytest.mark.parametrize("kind", [ValueError, TypeError])
+def test_user_message__what_a_component_says_about_an_argument(kind):
+    wrapped = _wrapped(kind("heads ['x'] are not among the organs"))
     assert user_message(wrapped) == "Failed to instantiate: heads ['x'] are not among the organs"
-    assert user_message(ValueError("shape")) is None
+    assert user_message(kind("shape")) is None
 
 
-@pytest.mark.parametrize("error", [TypeError("shape"), OSError("no file"), KeyError("x")])
+@pytest.mark.parametrize("error", [RuntimeError("x"), OSError("no file"), KeyError("x")])
 def test_user_message__a_fault_of_the_program_keeps_its_trace(error):
     assert user_message(_wrapped(error)) is None
 
