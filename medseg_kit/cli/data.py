@@ -57,7 +57,8 @@ def prepare(  # noqa: PLR0913 - the options of a command line
         return _print_errors(error.title, error.findings)
     _print_warnings([Finding(w["file"], w["kind"], w["message"]) for w in report["warnings"]])
     counts = ", ".join(f"{number} {section}" for section, number in report["cases"].items())
-    print(f"{out}: {counts}")
+    unlabelled = sum(record["voxels"] == {} for record in report["records"])
+    print(f"{out}: {counts}" + (f"; {unlabelled} without a label" if unlabelled else ""))
     for site, content in report["sites"].items():
         counts = f"{content['training']} training, {content['validation']} validation"
         counts += f", {len(content['labelled'])} labelled subjects"

@@ -29,6 +29,7 @@ ALLOWABLE = {
     "constant-image": "all voxels are equal",
     "duplicate-image": "two subjects of a section have the same voxel values",
     "leaked-image": "two subjects of different sections have the same voxel values",
+    "missing-label": "a training case has no label; allowed: it is prepared without one",
     "missing-subject": "a subject that a split or a site lists is not there",
 }
 WARNING = {

@@ -133,8 +133,10 @@ def _parse_sections(content: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def _parse_split(content: Mapping[str, Any]) -> Split:
     if content["rule"] == "listed":
-        sections = _parse_sections(content)
-        return Split("listed", sections=sections, support=content.get("support", 0))
+        others = content.get("training") == "others"
+        sections = _parse_sections({**content, "training": ()} if others else content)
+        support = content.get("support", 0)
+        return Split("listed", sections=sections, others=others, support=support)
     counts = {section: content[section] for section in ("validation", "test")}
     return Split(content["rule"], counts=counts, seed=content.get("seed", 0))
 

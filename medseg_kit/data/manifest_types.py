@@ -46,6 +46,7 @@ class Split:
     Attributes:
         rule: Name of the rule.
         sections: Subjects by section, where they are listed.
+        others: Whether those that no list names train.
         counts: Number of validation and test subjects, where they are not.
         seed: Seed of the rule.
         support: Number of training subjects, the first that are there, that are support scans of
@@ -54,6 +55,7 @@ class Split:
 
     rule: str
     sections: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    others: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     support: int = 0

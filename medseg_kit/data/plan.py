@@ -36,7 +36,7 @@ class PlannedCase:
         section: ``training``, ``validation`` or ``test``.
         site: Site that holds the case, or None.
         annotated: Organs that the label of the whole set annotates.
-        labelled: Whether its site has the label; the whole set always does.
+        labelled: Whether its site has the label, if there is one; the whole set always does.
         support: Whether it is a support scan of one-shot segmentation, never trained on.
     """
 

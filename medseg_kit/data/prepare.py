@@ -69,7 +69,8 @@ def prepare_dataset(
 
     Images are written as NIfTI with identical sform and qform on their own grid; Hounsfield units
     as 16-bit integers (rounded where the stored intensity is rescaled), others as stored.
-    Labels are written in the numbering of the view. A site folder holds hard links of its images
+    Labels are written in the numbering of the view. A training case may come without one where the
+    kind missing-label is allowed. A site folder holds hard links of its images
     (copies where the file system has no links) and labels with the site's organs only, none for
     the subjects that the site has not labelled. A set with a lost spacing is marked as such.
 
@@ -163,18 +164,26 @@ def _process_cases(plan: Plan, folder: Path, *, progress: bool) -> list[_Done]:
 def _process_case(case: PlannedCase, plan: Plan, folder: Path) -> _Done:
     """Check one case and write its image and labels when nothing fatal was found."""
     manifest = case.manifest
-    pair = check_pair(case.raw.image, case.raw.label, expected_values(manifest), root=case.root)
+    labelled = not _may_lack_label(case) or case.raw.label.exists()
+    label_path = case.raw.label if labelled else None
+    pair = check_pair(case.raw.image, label_path, expected_values(manifest), root=case.root)
+    if not labelled:
+        message = "no label; if it has none, --allow missing-label prepares the image without one"
+        file = _relative(case.raw.label, case.root)
+        pair.findings.append(Finding(file, "missing-label", message))
     content = content_hash(pair.image.array) if pair.image else None
-    if unusable(pair.findings) or pair.image is None or pair.label is None:
+    if unusable(pair.findings) or pair.image is None or (labelled and pair.label is None):
         return _Done(pair.findings, {}, content)
     image = Volume(
         to_unit(pair.image.array, manifest.stored_intensity, intensity=manifest.intensity),
         pair.image.affine,
     )
-    # A label whose affine may differ (finding grid-affine) lies on the grid of its image.
-    label = Volume(relabel(pair.label.array, case.view.mapping(case.annotated)), image.affine)
     save_volume(image, folder / prepared_file("images", case))
-    save_volume(label, folder / prepared_file("labels", case))
+    label = None
+    if pair.label is not None:
+        # A label whose affine may differ (finding grid-affine) lies on the grid of its image.
+        label = Volume(relabel(pair.label.array, case.view.mapping(case.annotated)), image.affine)
+        save_volume(label, folder / prepared_file("labels", case))
     findings = [*pair.findings, *_write_for_site(case, plan, folder, label)]
     if manifest.spacing == "valid" and not manifest.knows_spacing(image.spacing):
         message = "the header's voxel size stands for an unknown one: mm and ml stay empty"
@@ -182,15 +191,20 @@ def _process_case(case: PlannedCase, plan: Plan, folder: Path) -> _Done:
     return _Done(findings, case_record(case, image, label, pair.image), content)
 
 
+def _may_lack_label(case: PlannedCase) -> bool:
+    """Whether a case is of use without a label: training is, a support scan's mask is its point."""
+    return case.section == "training" and not case.support and case.raw.image.exists()
+
+
 def _write_for_site(
-    case: PlannedCase, plan: Plan, folder: Path, label: Volume
+    case: PlannedCase, plan: Plan, folder: Path, label: Volume | None
 ) -> Iterator[Finding]:
     """Write the case into its site's folder, with the organs that the site annotates."""
     if case.site is None:
         return
     site = folder / site_path(case.site)
     link_or_copy(folder / prepared_file("images", case), site / prepared_file("images", case))
-    if not case.labelled:
+    if label is None or not case.labelled:
         return
     organs = plan.sites[case.site]
     kept = {v: v for v, organ in enumerate(case.view.organs, start=1) if organ in organs}

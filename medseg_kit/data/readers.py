@@ -1,4 +1,4 @@
-"""Readers of raw public layouts: each lists the labelled cases of a folder without opening images.
+"""Readers of raw public layouts: each lists the cases of a folder without opening images.
 
 A new layout is one function ``(root) -> list[RawCase]`` and its line in `READERS`.
 """
@@ -24,7 +24,7 @@ class RawCase:
     Attributes:
         subject: Patient, unique within the data set.
         image: Image file; may be missing, which the checks report.
-        label: Label file; may be missing, which the checks report.
+        label: Label file; may be missing, which the checks report unless it is allowed.
         frame: Name of the time frame for a subject with several images, else None.
     """
 
@@ -58,7 +58,7 @@ def find_root(source: Path, folders: Sequence[str]) -> Path:
 
 
 def read_cases(root: Path, layout: str) -> list[RawCase]:
-    """List the labelled cases of a raw data set, sorted by subject.
+    """List the cases of a raw data set, sorted by subject.
 
     Args:
         root: Folder of the raw data set.

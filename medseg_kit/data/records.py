@@ -20,26 +20,29 @@ REPORT_NAME = "report.json"
 SITES_FOLDER = "sites"
 
 
-def case_record(case: PlannedCase, image: Volume, label: Volume, stored: Volume) -> dict[str, Any]:
+def case_record(
+    case: PlannedCase, image: Volume, label: Volume | None, stored: Volume
+) -> dict[str, Any]:
     """Describe one case for the report; volumes in ml only where the spacing is known."""
-    voxels = np.bincount(label.array.ravel(), minlength=len(case.view.organs) + 1)
     known = case.manifest.knows_spacing(image.spacing)
     millilitres = float(np.prod(image.spacing)) / 1000
+    voxels = {}
+    if label is not None:
+        counts = np.bincount(label.array.ravel(), minlength=len(case.view.organs) + 1)
+        voxels = {organ: int(counts[value]) for value, organ in _annotated_values(case)}
     return {
         "case": case.raw.case_id,
         "subject": case.raw.subject,
         "section": case.section,
         "site": case.site,
-        "labelled": case.labelled,
+        "labelled": case.labelled and label is not None,
         "size": list(image.array.shape),
         "spacing_mm": [round(s, 5) for s in image.spacing] if known else None,
         "orientation": image.orientation,
         "stored_type": stored.array.dtype.name,
         "intensity": [float(image.array.min()), float(image.array.max())],
-        "voxels": {o: int(voxels[v]) for v, o in _annotated_values(case)},
-        "ml": {o: round(voxels[v] * millilitres, 3) for v, o in _annotated_values(case)}
-        if known
-        else None,
+        "voxels": voxels,
+        "ml": {o: round(n * millilitres, 3) for o, n in voxels.items()} if known else None,
     }
 
 
@@ -60,7 +63,7 @@ def build_datalist(plan: Plan, folder: Path, site: str | None) -> dict[str, Any]
             "subject": case.raw.subject,
             "site": case.site,
         }
-        if site is not None and not case.labelled:
+        if not (folder / site_path(site) / entry["label"]).is_file():
             del entry["label"]
             entry["labelled"] = False
         if case.support:
@@ -103,7 +106,7 @@ def build_report(
         site: {
             "organs": list(organs),
             **{s: sum(c.site == site and c.section == s for c in plan.cases) for s in SECTIONS},
-            "labelled": _labelled(plan, site),
+            "labelled": _labelled(records, site),
         }
         for site, organs in plan.sites.items()
     }
@@ -124,10 +127,10 @@ def build_report(
     }
 
 
-def _labelled(plan: Plan, site: str) -> list[str]:
+def _labelled(records: Sequence[Mapping[str, Any]], site: str) -> list[str]:
     """List the training subjects whose labels a site has, in the order of the split."""
-    own = (c for c in plan.cases if c.site == site and c.section == "training" and c.labelled)
-    return list(dict.fromkeys(case.raw.subject for case in own))
+    own = (r for r in records if r["site"] == site and r["section"] == "training" and r["labelled"])
+    return list(dict.fromkeys(record["subject"] for record in own))
 
 
 def _union(groups: Iterable[Sequence[str]]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class RawSource:
             result.cases.setdefault(case.subject, []).append(case)
         found, published = len(result.cases), manifest.num_subjects
         if found != published:
-            message = f"{found} labelled subjects found, the published set has {published}"
+            message = f"{found} subjects found, the published set has {published}"
             result.findings.append(Finding(manifest.name, "incomplete-set", message))
         return result
 

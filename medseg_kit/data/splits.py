@@ -16,7 +16,8 @@ Sections = dict[str, list[str]]
 def split_subjects(subjects: Sequence[str], split: Split) -> Sections:
     """Divide the available subjects into training, validation and test.
 
-    Rules: ``listed`` takes the lists of the manifest, in their order and as far as available;
+    Rules: ``listed`` takes the lists of the manifest, in their order and as far as available, and
+    with ``training: others`` trains on all that no list names, sorted;
     ``last_sorted`` sorts the subjects, the last `test` are test, the `validation` before them
     validation; ``seeded`` orders them with `seeded_order`, the first `test` are test, the next
     `validation` validation. The rest is training.
@@ -33,7 +34,10 @@ def split_subjects(subjects: Sequence[str], split: Split) -> Sections:
     """
     if split.rule == "listed":
         available = set(subjects)
-        return {s: [name for name in split.sections[s] if name in available] for s in SECTIONS}
+        listed = {s: [name for name in split.sections[s] if name in available] for s in SECTIONS}
+        if split.others:
+            listed["training"] = sorted(available.difference(*listed.values()))
+        return listed
     num_test, num_validation = split.counts["test"], split.counts["validation"]
     if len(subjects) <= num_test + num_validation:
         raise UserError(

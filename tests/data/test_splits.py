@@ -88,3 +88,11 @@ def test_site_subjects__site_without_training_is_an_error() -> None:
     sections = {"training": ["a"], "validation": [], "test": []}
     with pytest.raises(UserError, match="site-liver has no training subject"):
         site_subjects(sections, SiteSetting("view", "split", {"site-liver": rule}))
+
+
+def test_split_subjects__others_train() -> None:
+    split = Split(
+        "listed", sections={"training": (), "validation": ("b",), "test": ()}, others=True
+    )
+    sections = split_subjects(["c", "a", "b"], split)
+    assert sections == {"training": ["a", "c"], "validation": ["b"], "test": []}
