@@ -25,8 +25,8 @@ if ls "$out"/wheels/*.tar.gz >/dev/null 2>&1; then     # a source package: build
   rm "$out"/wheels/*.tar.gz
 fi
 
-# deployed parts only, no checkpoints of a training
-tar -C bundles --exclude='checkpoint*' --exclude='*.log' -cf - . | tar -C "$out/bundles" -xf -
+# deployed parts only: no checkpoints of a training, and nothing that derives from the patients of this place
+tar -C bundles --exclude='checkpoint*' --exclude='support_prototypes*' --exclude='*.log' -cf - . | tar -C "$out/bundles" -xf -
 cp constraints.txt LICENSE README.md "$out/"
 "$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' >"$out/python_version"
 

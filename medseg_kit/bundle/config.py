@@ -21,15 +21,10 @@ from typing import Any
 import yaml
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run, run_workflow
-from monai.bundle.utils import (
-    DEFAULT_EXP_MGMT_SETTINGS,
-    EXPR_KEY,
-    ID_REF_KEY,
-    ID_SEP_KEY,
-    MACRO_KEY,
-)
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS, ID_SEP_KEY
 
 from medseg_kit.bundle.errors import report_user_errors
+from medseg_kit.bundle.kinds import wanted_kind
 from medseg_kit.bundle.paths import resolve_bundle, split_file_list
 from medseg_kit.bundle.targets import component_parameters, iterate_items
 from medseg_kit.typing import PathLike, UserError
@@ -40,9 +35,6 @@ _RUN_OPTIONS = frozenset(
     for name, parameter in inspect.signature(function).parameters.items()
     if parameter.kind is not inspect.Parameter.VAR_KEYWORD
 )
-
-# How MONAI's references, expressions and macros begin: text for any value
-_EVALUATED = (ID_REF_KEY, EXPR_KEY, MACRO_KEY)
 
 
 def load_config(
@@ -116,6 +108,8 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     for key, value in texts.items():
         if value in ("true", "false"):  # python-fire passes on the word, which counts as true
             raise SystemExit(f"error: --{key} {value} is text here; write {value.capitalize()}")
+        if value == "None" and _value(config, key) is not None:  # MONAI leaves such an option out
+            raise SystemExit(f"error: MONAI ignores --{key} None; write --{key} '$None'")
     overrides = {key: _as_fire(value) for key, value in texts.items()}
     fault = _fault(config, overrides, ", ".join(path.name for path in files))
     if fault:
@@ -227,24 +221,16 @@ def _fault(config: Mapping[str, Any], overrides: Mapping[str, Any], where: str) 
             for key, close in unknown.items()
         ]
         return f"unknown override {', '.join(parts)}: no such id in {where}"
-    parser = ConfigParser({**config})
     for key, value in overrides.items():
-        identifier = _normalise(key)
-        wanted = _wanted(parser.get(identifier)) if identifier in parser else None
-        if wanted and isinstance(value, str) and not value.startswith(_EVALUATED):
-            return f"{key} is {parser.get(identifier)} in {where} and takes {wanted}, not '{value}'"
+        wanted = wanted_kind(config, _normalise(key), value)
+        if wanted is not None:
+            present = _value(config, key)
+            return f"{key} is {present} in {where} and takes {wanted}, not '{value}'"
     return None
 
 
-def _wanted(value: Any) -> str | None:
-    """Return what takes the place of a value, in words, where text cannot."""
-    if isinstance(value, bool):
-        return "True or False"
-    if isinstance(value, int | float):
-        return "a number"
-    if isinstance(value, list) and value and all(_wanted(item) == "a number" for item in value):
-        return "a list of numbers"
-    return None
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    return ConfigParser({**config}).get(_normalise(key))
 
 
 def _normalise(identifier: str) -> str:

@@ -20,6 +20,7 @@ SLICES = ("image_size", "window", "intensity", "orientation", "interpolation", "
 PRETRAINED = "pretrained_path"
 COMPONENTS = {
     "network": "network_def",
+    "classifier": "classifier",
     "augmentation": "train#augmentation",
     "superpixels": "train#superpixels",
 }

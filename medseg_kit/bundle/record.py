@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from medseg_kit import __version__
-from medseg_kit.bundle.options import describe_component, describe_components, options_of
+from medseg_kit.bundle.options import describe_component, describe_components
 from medseg_kit.files import write_json
 from medseg_kit.typing import PathLike
 
@@ -25,11 +25,13 @@ SHARED = (
     "window",
     "intensity",
     "orientation",
+    "slice_direction",
     "image_size",
     "network_channels",
     "patch_size",
     "window_size",
     "embed_dim",
+    "classifier",
 )
 """Ids that must say the same where a network is trained and where it is used."""
 
@@ -68,12 +70,13 @@ def differences(weights: PathLike, parser: ConfigParser) -> list[str]:
     file = Path(weights).parent / TRAINING
     if not file.is_file():
         return []
-    trained: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["options"]["settings"]
+    options: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["options"]
+    trained = {**options, **options["settings"]}
     found = []
     for key in SHARED:
         if key not in trained or key not in parser:
             continue
-        here = options_of(parser.get_parsed_content(key))
+        here = describe_component(parser, key)
         if here != trained[key]:
             found.append(
                 f"{key} was {trained[key]} in the training of {weights}, here it is {here}"

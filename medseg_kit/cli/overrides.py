@@ -1,4 +1,4 @@
-"""``--set id=value``: values of a bundle's configuration on the command line."""
+"""``--set id=value`` and ``--overlay NAME``: a bundle's configuration on the command line."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {item}: write id=value, e.g. --set learning_rate=0.001")
         overrides[identifier.strip()] = _value(item, text.strip())
     return overrides
+
+
+def overlay_file(overlay: str) -> str:
+    """Return the configuration that ``--overlay`` names, with or without its ending."""
+    return f"methods/{overlay.removesuffix('.yaml')}.yaml"
 
 
 def _value(item: str, text: str) -> Any:

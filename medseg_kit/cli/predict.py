@@ -60,7 +60,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
 
     from medseg_kit.bundle.config import load_config
     from medseg_kit.bundle.record import warn_of_differences
-    from medseg_kit.cli.overrides import parse_overrides
+    from medseg_kit.cli.overrides import overlay_file, parse_overrides
     from medseg_kit.inference.device import select_device
     from medseg_kit.inference.weights import check_weights_exist
     from medseg_kit.typing import UserError
@@ -87,7 +87,7 @@ def predict(  # noqa: PLR0913 - each argument is an option of the command line
     }
     files = ["inference.yaml"]
     if overlay:
-        files.append(f"methods/{overlay.removesuffix('.yaml')}.yaml")
+        files.append(overlay_file(overlay))
     if (support or support_label) and "support" not in load_config(bundle, files):
         raise UserError(f"{bundle} is no one-shot bundle: it takes no --support")
     parser = load_config(bundle, files, overrides=overrides)

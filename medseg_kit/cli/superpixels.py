@@ -38,13 +38,13 @@ def superpixels(
     from tqdm import tqdm
 
     from medseg_kit.bundle.config import load_config
-    from medseg_kit.cli.overrides import parse_overrides
+    from medseg_kit.cli.overrides import overlay_file, parse_overrides
     from medseg_kit.data.episodes import SuperpixelSlices
     from medseg_kit.fl.site import read_site_file
     from medseg_kit.report.superpixels import write_pictures
     from medseg_kit.typing import UserError
 
-    files = ["train.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]
+    files = ["train.yaml", *([overlay_file(overlay)] if overlay else [])]
     own = {**read_site_file(Path(data)), **parse_overrides(set or ())}
     parser = load_config(bundle, files, overrides={**own, "dataset_dir": data})
     dataset = parser.get_parsed_content("train#dataset")

@@ -41,7 +41,7 @@ def support(
     import logging
 
     from medseg_kit.bundle.config import load_config
-    from medseg_kit.cli.overrides import parse_overrides
+    from medseg_kit.cli.overrides import overlay_file, parse_overrides
     from medseg_kit.inference.device import select_device
     from medseg_kit.inference.one_shot import OneShotInferer
     from medseg_kit.inference.weights import load_weights
@@ -60,7 +60,7 @@ def support(
         "device": str(chosen),
         **({"checkpoint": weights} if weights else {}),
     }
-    files = ["inference.yaml", *([f"methods/{overlay}.yaml"] if overlay else [])]
+    files = ["inference.yaml", *([overlay_file(overlay)] if overlay else [])]
     parser = load_config(bundle, files, overrides=overrides)
     if "support" not in parser.get():
         raise UserError(f"{bundle} is no one-shot bundle: its inference.yaml has no id support")

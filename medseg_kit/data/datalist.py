@@ -166,7 +166,12 @@ def cases_of(datalist: Mapping[str, Any], section: str) -> list[Mapping[str, Any
         return list(datalist.get(section, []))
     wanted = section == SUPPORT
     cases = datalist.get("training", [])
-    return [case for case in cases if case.get("support", False) == wanted]
+    return [case for case in cases if _is_support(case) == wanted]
+
+
+def _is_support(case: Any) -> bool:
+    """Whether a case is a support scan; lists of others may hold mere paths."""
+    return isinstance(case, Mapping) and bool(case.get(SUPPORT, False))
 
 
 def annotated_organs(dataset_dir: PathLike, organs: Sequence[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, Orientation
 from monai.utils.enums import CommonKeys
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from medseg_kit.transforms.grids import shift_in_voxels
 from medseg_kit.transforms.pipelines import AXIS_NAMES, VolumePreprocessing
@@ -22,6 +27,8 @@ from medseg_kit.transforms.planes import (
 from medseg_kit.typing import UserError
 
 MAX_CLASSES = 255
+# What nibabel and zlib raise for a file that is cut off or no image.
+_DAMAGED = (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error)
 GRID_TOLERANCE_VOXELS = 0.5  # more would move a label by a voxel
 
 
@@ -105,11 +112,13 @@ class VolumeSlices:
 
     def _image(self, path: Path) -> MetaTensor:
         _check_file(path)
-        image: MetaTensor = self.preprocessing({CommonKeys.IMAGE: str(path)})[CommonKeys.IMAGE]
+        with _damage_named(path):
+            image: MetaTensor = self.preprocessing({CommonKeys.IMAGE: str(path)})[CommonKeys.IMAGE]
         if image.dim() != 4 or image.shape[0] != 1:
             raise UserError(
                 f"{path} has shape {tuple(image.shape)} (channels first); a single 3-D volume of"
-                " one channel is needed, a 2-D image as H x W x 1"
+                " one channel is needed: a 2-D image as H x W x 1, of a 4-D series each time frame"
+                " as its own file"
             )
         if not bool(torch.isfinite(image.as_tensor()).all()):
             raise UserError(
@@ -121,13 +130,15 @@ class VolumeSlices:
         if not path:
             return torch.zeros(image.shape[1 + axis], *self.size, dtype=torch.uint8)
         _check_file(Path(path))
-        label = LoadImage(ensure_channel_first=True, image_only=True)(str(path))
+        with _damage_named(Path(path)):
+            label = LoadImage(ensure_channel_first=True, image_only=True)(str(path))
         if self.preprocessing.orientation is not None:
             label = Orientation(self.preprocessing.orientation, labels=AXIS_NAMES)(label)
         if label.shape != image.shape:
+            channels = f" and {len(label)} channels" if len(label) > 1 else ""
             raise UserError(
-                f"{path} has size {tuple(label.shape[1:])}, its image {tuple(image.shape[1:])}; a"
-                " label lies on the grid of its image"
+                f"{path} has size {tuple(label.shape[1:])}{channels}, its image"
+                f" {tuple(image.shape[1:])}; a label lies on the grid of its image"
             )
         shift = shift_in_voxels(image.shape[1:], image.affine, label.affine)
         if shift > GRID_TOLERANCE_VOXELS:
@@ -146,6 +157,21 @@ class VolumeSlices:
             )
         slices = values.movedim(1 + axis, 0).to(torch.uint8)
         return resize_slices(slices, self.size, interpolation="nearest")[:, 0].contiguous()
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Let a file that its reader does not understand end in an error that names it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error  # MONAI wraps what happens in a transform
+        while cause is not None:
+            if isinstance(cause, _DAMAGED):
+                reason = str(cause).partition("\n")[0] or type(cause).__name__
+                raise UserError(f"{path} cannot be read ({reason}); copy it again") from error
+            cause = cause.__cause__
+        raise
 
 
 def _check_file(path: Path) -> None:

@@ -11,9 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import SimpleITK
 
+from medseg_kit.data.datalist import SUPPORT, cases_of
 from medseg_kit.typing import PathLike, UserError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ def find_cases(
 ) -> list[Case]:
     """Return the cases below a folder, in a datalist, or matching a glob, sorted by name.
 
-    A folder with a ``datalist.json`` (or MSD ``dataset.json``) stands for that list. Any other
+    A folder with a ``datalist.json`` (or MSD ``dataset.json``) stands for that list, without the
+    support scans of one-shot segmentation, which are the section ``support``. Any other
     folder is searched with its sub-folders for images and DICOM series; hidden files and label
     folders (``labels``, ``labelsTr``) are left out. A name is the path below the folder, so equal
     file names in different folders stay apart.
@@ -104,7 +107,9 @@ def _from_datalist(path: Path, section: str | None) -> list[Case]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         wanted = [section] if section is not None else [s for s in _SECTIONS if s in content]
-        entries = [entry for name in wanted for entry in content[name]]
+        if missing := [name for name in wanted if name not in (*content, SUPPORT)]:
+            raise KeyError(missing[0])
+        entries: list[Any] = [entry for name in wanted for entry in cases_of(content, name)]
         images = [entry if isinstance(entry, str) else entry["image"] for entry in entries]
     except KeyError as error:
         known = [name for name in _SECTIONS if name in content]

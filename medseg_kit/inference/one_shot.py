@@ -210,7 +210,8 @@ class OneShotInferer(SliceInferer):
         logits[:, 0] = 0.0
         batch_size = self._batch_size(slices.device)
         limits = (float(slices[:, 0].min()), float(slices[:, 0].max()))
-        for chosen in (part != ABSENT).any(dim=1).nonzero()[:, 0].split(batch_size):
+        shown = (part != ABSENT).any(dim=1).nonzero()[:, 0]
+        for chosen in shown.split(batch_size) if len(shown) else ():  # no batch of nothing
 
             def answer(batch: torch.Tensor, chosen: torch.Tensor = chosen) -> torch.Tensor:
                 answers = network(batch, part[chosen], support, *args, **kwargs)

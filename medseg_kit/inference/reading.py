@@ -183,7 +183,10 @@ def _from_itk(image: SimpleITK.Image, digest: str) -> Volume:
 def _check(volume: Volume) -> None:
     array = volume.array
     if array.ndim != 3:
-        raise UserError(f"{array.ndim}-D image of shape {array.shape}; a 3-D volume is needed")
+        series = "; save each time frame as its own file" if array.ndim > 3 else ""
+        raise UserError(
+            f"{array.ndim}-D image of shape {array.shape}; a 3-D volume is needed{series}"
+        )
     if array.dtype.names or np.iscomplexobj(array):
         raise UserError(f"voxels of type {array.dtype}; a grey image has one real number each")
     if not array.size:

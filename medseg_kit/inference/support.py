@@ -108,20 +108,32 @@ class SupportSource:
             interpolation=interpolation,
             direction=direction,
         )
-        if self.images and self.images[0].suffix == PROTOTYPES_SUFFIX:
-            return self._read(self.images[0], network, cutter)
+        files = [path for path in self.images if path.suffix == PROTOTYPES_SUFFIX]
+        if files:
+            return self._read(files, network, cutter)
         cases = self._cases(network.organs)
         if not cases and self.file is not None and self.file.is_file():
-            return self._read(self.file, network, cutter)
+            return self._read([self.file], network, cutter)
         cases = cases or self.cases
         if not cases:
             raise UserError(NEEDS_SUPPORT)
         return make_supports(network, cases, cutter, window=self.window)
 
     def _cases(self, organs: Sequence[str]) -> list[dict[str, Any]]:
-        folder = self.images[0] if self.images else self.dataset_dir
-        if folder is not None and (folder / DATALIST_NAME).is_file() and not self.labels:
-            cases = load_datalist(folder, SUPPORT, organs=organs, required=bool(self.images))
+        own = [] if self.dataset_dir is None else [self.dataset_dir]
+        folders = [_data_set(path) for path in self.images or own]
+        if folders and all((folder / DATALIST_NAME).is_file() for folder in folders):
+            if self.labels:
+                raise UserError(
+                    f"{folders[0]} is a prepared data set, which knows its labels; leave"
+                    " --support_label out"
+                )
+            required = bool(self.images)
+            cases = [
+                case
+                for folder in folders
+                for case in load_datalist(folder, SUPPORT, organs=organs, required=required)
+            ]
             return [case for case in cases if CommonKeys.LABEL in case]
         if len(self.images) != len(self.labels):
             raise UserError(
@@ -132,10 +144,26 @@ class SupportSource:
         return [{"image": str(image), "label": str(label)} for image, label in pairs]
 
     def _read(
+        self, files: Sequence[Path], network: OneShotNetwork, cutter: VolumeSlices
+    ) -> tuple[SupportPrototypes, ...]:
+        """Return the prototypes of files; one support a modality."""
+        if self.labels or len(files) < len(self.images):
+            raise UserError(
+                f"{files[0]} holds prototypes, which need no --support_label and stand with no"
+                " scan; give scans to `medseg support`, which takes several"
+            )
+        supports = [each for file in files for each in self._read_one(file, network, cutter)]
+        modalities = [each.modality for each in supports]
+        if repeated := {name for name in modalities if modalities.count(name) > 1}:
+            raise UserError(
+                f"{', '.join(map(str, files))} hold several supports of {' and '.join(repeated)};"
+                " give one a modality, or all scans to one `medseg support`"
+            )
+        return tuple(supports)
+
+    def _read_one(
         self, file: Path, network: OneShotNetwork, cutter: VolumeSlices
     ) -> tuple[SupportPrototypes, ...]:
-        if self.labels:
-            raise UserError(f"{file} holds prototypes, which need no --support_label; leave it out")
         if not file.is_file():
             raise UserError(f"{file} does not exist: {NEEDS_SUPPORT}")
         supports = load_supports(file)
@@ -254,6 +282,11 @@ def _settings(network: OneShotNetwork, cutter: VolumeSlices, window: int) -> dic
     return settings
 
 
+def _data_set(path: Path) -> Path:
+    """Return the folder of a prepared data set that is named by its list."""
+    return path.parent if path.name == DATALIST_NAME else path
+
+
 def _names(value: Names) -> list[Path]:
     if value is None:
         return []
@@ -278,6 +311,8 @@ def _encode_scan(
     network: OneShotNetwork, case: Mapping[str, Any], cutter: VolumeSlices, window: int
 ) -> _Encoded:
     images, labels, _ = cutter.cut(case)
+    if bool(images.min() == images.max()):
+        raise UserError(f"{case['image']} is empty: all voxels are equal; give the annotated scan")
     if not bool(labels.any()):
         raise UserError(
             f"{case['label']} is empty: no voxel of {', '.join(network.organs)}; a support"

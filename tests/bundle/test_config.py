@@ -115,6 +115,19 @@ def test_load_config__text_in_the_place_of_something_else(toy_bundle, value, tex
     assert changed["value"] is None
 
 
+def test_load_config__a_number_for_which_a_component_takes_text():
+    changed = load_config(
+        "abdomen_multimodal_cowpro", ["train.yaml"], overrides={"mr_body": "otsu"}
+    )
+    assert changed["mr_body"] == "otsu"
+
+
+def test_check_overrides__none_which_monai_leaves_out(toy_bundle):
+    with pytest.raises(SystemExit, match=r"write --learning_rate '\$None'"):
+        check_overrides(_argv(toy_bundle, "--learning_rate", "None"))
+    check_overrides(_argv(toy_bundle, "--learning_rate", "$None"))
+
+
 def test_check_overrides__reads_args_file(toy_bundle, tmp_path):
     arguments = tmp_path / "args.yaml"
     config = toy_bundle / "configs" / "train.yaml"

@@ -45,6 +45,21 @@ def test_differences__of_what_uses_the_weights(bundle, trained):
     assert differences(trained.parent.parent / "other.pt", same) == []  # nothing is known
 
 
+def test_differences__of_what_leaves_no_trace_in_the_weights(repository, tmp_path):
+    bundle = repository / "bundles" / "abdomen_multimodal_cowpro"
+    trained = {
+        "output_dir": str(tmp_path),
+        "slice_direction": "A",
+        "classifier#renormalise_aggregate": True,
+    }
+    record_training(load_config(bundle, ["train.yaml"], overrides=trained), ["train.yaml"])
+    found = differences(tmp_path / "model.pt", load_config(bundle, ["inference.yaml"]))
+    assert [each.partition(" ")[0] for each in found] == ["slice_direction", "classifier"]
+    del trained["output_dir"]
+    same = load_config(bundle, ["inference.yaml"], overrides=trained)
+    assert differences(tmp_path / "model.pt", same) == []
+
+
 @pytest.mark.parametrize("files", [["inference.yaml"], ["train.yaml", "evaluate.yaml"]])
 def test_record__nothing_of_what_does_not_train(bundle, tmp_path, files):
     parser = load_config(bundle, files, overrides={"output_dir": str(tmp_path / "run")})

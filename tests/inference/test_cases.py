@@ -66,6 +66,13 @@ def test_find_cases__datalist(tmp_path):
         find_cases(tmp_path / "images", section="test")
 
 
+def test_find_cases__support_scans_are_no_queries(tmp_path):
+    entries = [{"image": "a.nii.gz", "support": True}, {"image": "b.nii.gz"}]
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": entries, "test": []}))
+    for section, names in ((None, ["b"]), ("training", ["b"]), ("support", ["a"])):
+        assert [case.name for case in find_cases(tmp_path, section=section)] == names
+
+
 def test_find_cases__pattern(tmp_path):
     _touch(tmp_path, "p1/ct.nii.gz", "p1/mr.nii.gz", "p2/ct.nii.gz")
     assert _names(f"{tmp_path}/*/ct.nii.gz") == ["p1/ct", "p2/ct"]

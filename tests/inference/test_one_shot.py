@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from medseg_kit.inference.fingerprint import network_fingerprint
 from medseg_kit.inference.one_shot import OneShotInferer
 from medseg_kit.inference.support import SupportHandler, SupportSource
 from medseg_kit.networks.mask_copy import MaskCopyClassifier
-from medseg_kit.networks.one_shot import OneShotNetwork
+from medseg_kit.networks.one_shot import ABSENT, OneShotNetwork
 from medseg_kit.networks.prototypes import PrototypeClassifier
 from medseg_kit.networks.support_prototypes import save_supports
 from medseg_kit.transforms.pipelines import volume_preprocessing
@@ -109,6 +110,19 @@ def test_one_shot_inferer__query_without_an_organ(network, source, tmp_path):
     assert not (oracle == 2).any()
     assert (full == 2).sum() < 0.1 * (truth == 1).sum()  # nothing looks like the spleen
     assert dice(full[:, None], truth, 1) > 0.75
+
+
+@pytest.mark.parametrize("superpixel_size", [None, 20])
+def test_one_shot_inferer__query_without_any_organ(
+    network, source, tmp_path, monkeypatch, superpixel_size
+):
+    volume, truth = query(tmp_path)
+    run = inferer(source, extent="oracle", superpixel_size=superpixel_size)
+    assert not run(volume, network, label=torch.zeros_like(truth)).argmax(dim=1).any()
+    run = inferer(source, superpixel_size=superpixel_size)
+    nothing = torch.full((18, 2), ABSENT)  # a scan that ends above the organs
+    monkeypatch.setattr("medseg_kit.inference.one_shot.find_parts", lambda *_, **__: nothing)
+    assert not run(volume, network).argmax(dim=1).any()
 
 
 def test_one_shot_inferer__a_batch_is_its_volumes(network, source, tmp_path):
@@ -329,6 +343,68 @@ def test_support_source__file_of_other_settings(network, source, tmp_path):
     half = SupportSource(PREPROCESSING, support=path)
     with pytest.raises(UserError, match=r"made with \{'size': \[32, 32\]\}, now it is .*16"):
         half.supports(network, slice_size=(SIZE // 2, SIZE // 2))
+
+
+def test_support_source__one_file_a_modality(network, source, tmp_path):
+    ct = write(tmp_path / "ct", "s", scan(ct=True))
+    other = SupportSource(PREPROCESSING, support=ct[0], support_label=ct[1])
+    files = []
+    for name, each in (("mr", source), ("ct", other)):
+        inferer(each).prepare(network)
+        files.append(save_supports(tmp_path / f"{name}.pt", network.supports))
+    run = inferer(SupportSource(PREPROCESSING, support=",".join(map(str, files))))
+    run.prepare(network)
+    assert [each.modality for each in network.supports] == ["MR", "CT"]
+    for support, message in (
+        ([files[0], files[0]], "several supports of MR"),
+        ([files[0], ct[0]], "stand with no scan"),
+        ([files[0], tmp_path / "no.pt"], "does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            inferer(SupportSource(PREPROCESSING, support=support)).prepare(network)
+
+
+def test_support_source__several_prepared_data_sets(network, tmp_path):
+    for name, ct in (("one", False), ("two", True)):
+        write(tmp_path / name, "s", scan(ct=ct))
+        files = {"image": "images/s.nii.gz", "label": "labels/s.nii.gz"}
+        content = {
+            "schema": 1,
+            "name": name,
+            "modality": "MR",
+            "intensity": "arbitrary",
+            "spacing": "valid",
+            "labels": {"0": "background", **{str(i): o for i, o in enumerate(ORGANS, 1)}},
+            "annotated": ORGANS,
+            "training": [{**files, "subject": name, "support": True}],
+            "validation": [],
+            "test": [],
+            "sha256": {},
+        }
+        (tmp_path / name / "datalist.json").write_text(json.dumps(content))
+    folders = f"{tmp_path / 'one'},{tmp_path / 'two' / 'datalist.json'}"
+    inferer(SupportSource(PREPROCESSING, support=folders)).prepare(network)
+    assert [each.modality for each in network.supports] == ["CT", "MR"]
+    with pytest.raises(UserError, match="knows its labels"):
+        inferer(SupportSource(PREPROCESSING, support=folders, support_label="x")).prepare(network)
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        (0, lambda path: path.write_bytes(path.read_bytes()[:-40]), "s.nii.gz cannot be read"),
+        (1, lambda path: path.write_text("hello"), "cannot be read .*copy it again"),
+        (0, lambda path: nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), np.eye(4)), path), "equal"),
+    ],
+)
+def test_make_supports__damaged_files_are_named(network, tmp_path, file, spoil, message):
+    pair = write(tmp_path, "s", scan())
+    if message == "equal":
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), pair[1])
+    spoil(Path(pair[file]))
+    support = SupportSource(PREPROCESSING, support=pair[0], support_label=pair[1])
+    with pytest.raises(UserError, match=message):
+        inferer(support).prepare(network)
 
 
 def test_support_source__file_of_another_classifier(network, source, tmp_path):
