@@ -39,6 +39,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             Fixed codes ("RAS") keep left and right apart when files differ.
         interpolation: How images are resized, "linear" or "nearest" (the papers' zoom of order
             0); the same as `SliceInferer`'s. Labels are always resized "nearest".
+        direction: Direction of the body across which volumes are cut, see `slicing_axis`; as they
+            were acquired if None. The same as `SliceInferer`'s.
         labelled: Label budget, see `labelled_flags` and `labelled_slices`.
         registered_labels: Folder with one registered label ``<case>.nii.gz`` a volume on its
             grid (`medseg register`), where there is one; else the cases' ``registered_label``.
@@ -60,6 +62,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         intensity: str = "minmax",
         orientation: str | None = None,
         interpolation: str = "linear",
+        direction: str | None = None,
         labelled: Budget = None,
         registered_labels: PathLike | None = None,
         cache_dir: PathLike | None = None,
@@ -79,6 +82,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             image_size=image_size,
             num_classes=num_classes,
             interpolation=interpolation,
+            direction=direction,
         )
         self._registered = self._registered_files(registered_labels)
 

@@ -23,7 +23,6 @@ from medseg_kit.networks.one_shot import ABSENT, NEEDS_SUPPORT, NO_MARGIN, OneSh
 from medseg_kit.networks.support_prototypes import SupportPrototypes
 from medseg_kit.transforms.modality import modality_of
 from medseg_kit.transforms.planes import (
-    check_direction,
     resize_slices,
     slicing_axis,
     voxel_mm,
@@ -85,6 +84,7 @@ class OneShotInferer(SliceInferer):
             slice_size=slice_size,
             sw_batch_size=sw_batch_size,
             interpolation=interpolation,
+            direction=direction,
             fast=fast,
         )
         for name, value, known in (("extent", extent, EXTENTS), ("rule", rule, RULES)):
@@ -92,13 +92,11 @@ class OneShotInferer(SliceInferer):
                 raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
         if superpixel_size is not None and superpixel_size < 1:
             raise ValueError(f"superpixel_size must be at least 1 pixel, got {superpixel_size}")
-        check_direction(direction)
         self.support = support
         self.extent = extent
         self.rule = rule
         self.margin = margin
         self.superpixel_size = superpixel_size
-        self.direction = direction
         self.warnings: list[str] = []
 
     @property

@@ -10,7 +10,12 @@ from monai.inferers import Inferer
 from torch.nn import functional
 
 from medseg_kit.inference.precision import fast_precision
-from medseg_kit.transforms.planes import INTERPOLATIONS, resize_slices, slicing_axis
+from medseg_kit.transforms.planes import (
+    INTERPOLATIONS,
+    check_direction,
+    resize_slices,
+    slicing_axis,
+)
 
 Network = Callable[..., torch.Tensor]
 
@@ -25,6 +30,8 @@ class SliceInferer(Inferer):
 
     Args:
         slice_axis: Stored axis of the file (0, 1, 2) to slice along; chosen as above if None.
+        direction: Direction of the body across which volumes are cut instead, as in training: "S"
+            for axial slices, whatever the spacing. See `slicing_axis`.
         slice_size: In-plane size ``(H, W)`` that the network wants; slices are resized to it and
             the logits back, linearly. Their own size if None.
         divisor: Slices are padded at their end to a multiple of this, and the logits cropped.
@@ -34,13 +41,15 @@ class SliceInferer(Inferer):
         fast: Compute in bfloat16; labels differ slightly from those of full precision.
 
     Raises:
-        ValueError: If ``slice_axis`` is not 0, 1 or 2, or ``interpolation`` is unknown.
+        ValueError: If ``slice_axis`` is not 0, 1 or 2, or ``interpolation`` or ``direction`` is
+            unknown.
     """
 
     def __init__(
         self,
         *,
         slice_axis: int | None = None,
+        direction: str | None = None,
         slice_size: Sequence[int] | None = None,
         divisor: int = 1,
         sw_batch_size: int = 16,
@@ -55,7 +64,9 @@ class SliceInferer(Inferer):
             )
         if slice_axis not in (None, 0, 1, 2):
             raise ValueError(f"slice_axis must be 0, 1 or 2 (a stored axis), got {slice_axis}")
+        check_direction(direction)
         self.slice_axis = slice_axis
+        self.direction = direction
         self.slice_size = None if slice_size is None else tuple(slice_size)
         self.divisor = divisor
         self.sw_batch_size = sw_batch_size
@@ -82,7 +93,7 @@ class SliceInferer(Inferer):
                 f"slices need volumes (B, C, H, W, D), got shape {tuple(inputs.shape)}; "
                 "2-D images are (H, W, 1) volumes"
             )
-        axis = slicing_axis(inputs, self.slice_axis)
+        axis = slicing_axis(inputs, self.slice_axis, direction=self.direction)
         volumes = inputs.as_subclass(torch.Tensor)
         slices = volumes.movedim(2 + axis, 1).flatten(0, 1)
         with fast_precision(network, slices.device, fast=self.fast):

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from medseg_kit.transforms.planes import through_plane
+from medseg_kit.transforms.planes import across, through_plane
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,27 @@ def file_grid() -> Grid:
     return Grid(torch.zeros(3, dtype=torch.int64), 2, unit, unit)
 
 
-def network_grid(size: torch.Tensor, affine: torch.Tensor, orientation: str | None) -> Grid:
+def network_grid(
+    size: torch.Tensor,
+    affine: torch.Tensor,
+    orientation: str | None,
+    direction: str | None = None,
+) -> Grid:
     """Return the grid of a volume that is turned to an orientation, as MONAI's transform does it.
 
     Args:
         size: Voxels along the axes of the file, ``(3,)``.
         affine: Of the file, voxel to RAS millimetres, ``(4, 4)``.
         orientation: Axis codes such as "RAS"; the file's own if None.
+        direction: Direction of the body across which slices are cut, see `slicing_axis`; as the
+            volume was acquired if None.
     """
     shape = [int(side) for side in size]
     spacing = torch.linalg.vector_norm(affine[:3, :3], dim=0).tolist()
-    stored_axis = through_plane(shape, spacing)
+    if direction is None:
+        stored_axis = through_plane(shape, spacing)
+    else:
+        stored_axis = across(affine.numpy(), direction)
     if orientation is None:
         return Grid(size, stored_axis, torch.eye(3, 4), torch.eye(3, 4))
     start = nib.orientations.io_orientation(affine.numpy())

@@ -34,6 +34,7 @@ class RegistrationMaps:
             order.
         orientation: As `SliceDataset`: the axis codes of the network's grid, the file's own if
             None.
+        direction: As `SliceDataset`: the direction of the body across which slices are cut.
 
     Attributes:
         sizes: Voxels along the axes of each volume, ``(V, 3)`` int64.
@@ -50,6 +51,7 @@ class RegistrationMaps:
         cases: Sequence[Mapping[str, Any] | str],
         *,
         orientation: str | None = None,
+        direction: str | None = None,
     ) -> None:
         path = Path(reg_dir) / MAPS_NAME
         if not path.is_file():
@@ -58,7 +60,7 @@ class RegistrationMaps:
         keys = [case if isinstance(case, str) else case_key(case) for case in cases]
         stored = {key: index for index, key in enumerate(content["keys"])}
         grids = [
-            network_grid(content["sizes"][at], content["affines"][at], orientation)
+            network_grid(content["sizes"][at], content["affines"][at], orientation, direction)
             if (at := stored.get(key)) is not None
             else file_grid()
             for key in keys

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from medseg_kit.report.figures import PALETTE, STYLE, legend_below
-from medseg_kit.report.overlays import axial_slices, to_unit
+from medseg_kit.report.overlays import shown_slices, to_unit
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,7 +22,7 @@ OPACITY = 0.55
 
 
 def qualitative_grid(rows: Sequence[Mapping[str, Any]], *, organs: Sequence[str]) -> bytes:
-    """Return a PNG with a row a case: the axial slice with most ground truth, and its label maps.
+    """Return a PNG with a row a case: the slice with most ground truth, and its label maps.
 
     Args:
         rows: `title`, `image` (H, W, D), `affine` and `maps`: column title -> label map of the
@@ -61,7 +61,7 @@ def qualitative_grid(rows: Sequence[Mapping[str, Any]], *, organs: Sequence[str]
 def _pictures(row: Mapping[str, Any], num_organs: int) -> list[npt.NDArray[np.float64]]:
     maps = list(row["maps"].values())
     arrays = [np.asarray(array, dtype=float) for array in (row["image"], *maps)]
-    (image, *slices), _ = axial_slices(arrays, row["affine"], foreground=arrays[1] > 0)
+    (image, *slices), _ = shown_slices(arrays, row["affine"], foreground=arrays[1] > 0)
     grey = np.repeat(to_unit(image, None)[..., None], 3, axis=-1)
     pictures = [grey]
     for labels in slices:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REFERENCE_ONLY, PRED_ONLY, BOTH = (230, 30, 40), (30, 190, 70), (255, 215, 0)
 OPACITY = 0.6
+_THICK = 2.0  # so many times as thick as their pixels slices are shown as they were acquired
 
 
 def overlap_image(
@@ -32,10 +33,10 @@ def overlap_image(
     window: Sequence[float] | None = None,
     num_pixels: int = 320,
 ) -> bytes:
-    """Return a PNG of the axial slice with most ground truth: grey image, coloured overlap.
+    """Return a PNG of the slice with most ground truth: grey image, coloured overlap.
 
-    A volume with an affine is turned to radiological view first: anterior up, the patient's right
-    on the left.
+    A volume with an affine is turned to radiological view first: anterior (else superior) up, the
+    patient's right on the left. See `shown_slices`.
 
     Args:
         image: Intensities, shape (H, W[, D]).
@@ -59,7 +60,7 @@ def overlap_image(
     if image.ndim == 3:
         truth = arrays[1] + arrays[3]
         foreground = truth if np.any(truth) else arrays[2]
-        arrays, voxel = axial_slices(arrays, affine, foreground=foreground)
+        arrays, voxel = shown_slices(arrays, affine, foreground=foreground)
     else:
         voxel = (1.0, 1.0)
     scale = num_pixels / max(arrays[0].shape[0] * voxel[0], arrays[0].shape[1] * voxel[1])
@@ -103,13 +104,16 @@ def _masks(
     return [mask.astype(float) for mask in (reference_only, pred_only, both)]
 
 
-def axial_slices(
+def shown_slices(
     arrays: Sequence[npt.NDArray[np.float64]],
     affine: npt.NDArray[np.float64] | None,
     *,
     foreground: npt.NDArray[Any],
 ) -> tuple[list[npt.NDArray[np.float64]], tuple[float, float]]:
-    """Return the axial slice of each volume that has most foreground, and its voxel size.
+    """Return the slice of each volume that has most foreground, and its voxel size.
+
+    Axial, anterior up; of a volume with thick slices one of these, as it was acquired: short-axis
+    slices of the heart lie oblique in the body, and across them nothing is to be seen.
 
     Args:
         arrays: Volumes of one shape (H, W, D), turned to radiological view.
@@ -120,15 +124,19 @@ def axial_slices(
         One (rows, columns) slice a volume, and the size of a voxel (row, column) in mm.
     """
     arrays = [*arrays, np.asarray(foreground, dtype=float)]
-    voxel = (1.0, 1.0)
+    zooms: tuple[float, ...] = (1.0, 1.0, 1.0)
+    axis = 2
     if affine is not None:
         volumes = [nib.as_closest_canonical(nib.Nifti1Image(array, affine)) for array in arrays]
         arrays = [volume.get_fdata() for volume in volumes]
-        zooms = volumes[0].header.get_zooms()
-        voxel = (float(zooms[1]), float(zooms[0]))
-    shown = arrays[-1].sum(axis=(0, 1))
-    index = int(np.argmax(shown)) if np.any(shown) else arrays[0].shape[2] // 2
-    return [array[:, :, index].T[::-1, ::-1] for array in arrays[:-1]], voxel
+        zooms = tuple(float(zoom) for zoom in volumes[0].header.get_zooms())
+        if max(zooms) > _THICK * sorted(zooms)[1]:
+            axis = int(np.argmax(zooms))
+    columns, rows = (other for other in range(3) if other != axis)
+    shown = arrays[-1].sum(axis=(columns, rows))
+    index = int(np.argmax(shown)) if np.any(shown) else arrays[0].shape[axis] // 2
+    slices = [array.take(index, axis=axis).T[::-1, ::-1] for array in arrays[:-1]]
+    return slices, (zooms[rows], zooms[columns])
 
 
 def to_unit(

@@ -91,7 +91,7 @@ def study_pictures(
     grid = case_grid(source, records, test)
     if grid is not None:
         lead = (
-            f"{which} Median and worst case of {shown[0]['method']} by Dice; the axial slice with "
+            f"{which} Median and worst case of {shown[0]['method']} by Dice; the slice with "
             "most ground truth."
         )
         sections.append({"title": "Image, ground truth and methods", "lead": lead, "png": grid})

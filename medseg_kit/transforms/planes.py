@@ -27,6 +27,8 @@ INTERPOLATIONS = {"linear": "bilinear", "nearest": "nearest-exact"}
 def through_plane(shape: Sequence[int], spacing: Sequence[float]) -> int:
     """Return the axis across the slices: largest spacing, then fewest voxels, then the last.
 
+    An axis of one voxel is that axis whatever its spacing: the file holds a single slice.
+
     Args:
         shape: Voxels an axis.
         spacing: Millimetres a voxel and axis.
@@ -37,7 +39,12 @@ def through_plane(shape: Sequence[int], spacing: Sequence[float]) -> int:
     0
     >>> through_plane((64, 64, 64), (1.0, 1.0, 1.0))
     2
+    >>> through_plane((216, 256, 1), (1.5, 1.5, 1.0))
+    2
     """
+    single = [axis for axis, size in enumerate(shape) if size == 1]
+    if single:
+        return single[-1]
     largest = max(spacing)
     tied = [axis for axis, size in enumerate(spacing) if size >= largest * (1 - _TIE)]
     return min(tied, key=lambda axis: (shape[axis], -axis))
@@ -64,10 +71,10 @@ def slicing_axis(
         axis = slice_axis if slice_axis is not None else through_plane(shape, [1] * 3)
         logger.debug("slices along axis %d of a volume without spacing", axis)
         return axis
+    if direction is not None:
+        return across(volume.affine, direction)
     current = _matrix(volume.affine)
     directions = current / np.linalg.norm(current, axis=0)
-    if direction is not None:
-        return int(np.abs(directions[DIRECTIONS[direction]]).argmax())
     stored = _matrix(volume.meta.get("original_affine", volume.affine))
     stored_shape = np.asarray(volume.meta.get("spatial_shape", shape)).reshape(-1, 3)[0]
     spacing = np.linalg.norm(stored, axis=0)
@@ -85,6 +92,18 @@ def slicing_axis(
         stored_shape[chosen],
     )
     return axis
+
+
+def across(affine: Any, direction: str) -> int:
+    """Return the axis of a grid that runs along a direction of the body.
+
+    Args:
+        affine: Voxel indices to RAS millimetres, ``(4, 4)``, or a batch of which the first counts.
+        direction: "R", "A" or "S".
+    """
+    matrix = _matrix(affine)
+    shares = np.abs(matrix / np.linalg.norm(matrix, axis=0))[DIRECTIONS[direction]]
+    return int(shares.argmax())
 
 
 def check_direction(direction: str | None) -> None:

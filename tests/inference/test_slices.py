@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 
 from medseg_kit.inference.slices import SliceInferer
+from medseg_kit.transforms.planes import voxel_mm
 
 
 @pytest.fixture
@@ -59,6 +60,34 @@ def test_slice_inferer__oblique_volume_keeps_its_stored_slices(network, kit, cap
 
     torch.testing.assert_close(result, torch.as_tensor(expected), rtol=0, atol=1e-5)
     assert "stored axis 2 (through-plane, spacing 6 mm, 5 slices)" in caplog.text
+
+
+def test_slice_inferer__axial_whatever_the_spacing(kit):
+    volume = _volume(kit.affine_of("oblique"))
+    sides = []
+
+    def network(slices):
+        sides.append(tuple(slices.shape[2:]))
+        return slices
+
+    axis = int(np.abs(np.asarray(volume.affine)[2, :3] / voxel_mm(volume)).argmax())
+    SliceInferer(direction="S", cpu_batch_size=99)(volume[None], network)
+    SliceInferer(direction="R", cpu_batch_size=99)(volume[None], network)
+    shape = list(volume.shape[1:])
+    assert sides[0] == tuple(side for index, side in enumerate(shape) if index != axis)
+    assert sides[1] != sides[0]
+    with pytest.raises(ValueError, match="direction must be one of"):
+        SliceInferer(direction="up")
+
+
+@pytest.mark.parametrize("shape", [(24, 20, 1), (1, 24, 20), (24, 1, 20)])
+def test_slice_inferer__one_slice_whatever_its_spacing(shape):
+    """A two-dimensional image as a volume: its one voxel is across the slice."""
+    spacing = [1.0 if side == 1 else 1.5 for side in shape]
+    volume = MetaTensor(torch.rand(1, 1, *shape), affine=torch.diag(torch.tensor([*spacing, 1.0])))
+    sides = []
+    SliceInferer()(volume, lambda slices: sides.append(tuple(slices.shape)) or slices)
+    assert sides == [(1, 1, *(side for side in shape if side > 1))]
 
 
 def test_slice_inferer__follows_exchanged_axes(network, kit):

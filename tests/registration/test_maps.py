@@ -83,12 +83,13 @@ def test_maps__without_a_finished_pair(dataset, tmp_path):
         RegistrationMaps(tmp_path, ["a", "b"])
 
 
-@pytest.mark.parametrize("orientation", [None, "RAS"])  # the second turns both axes of a slice
-def test_pixels__show_the_voxels_that_they_are_mapped_to(dataset, tmp_path, orientation):
+# The second turns both axes of a slice, the third cuts coronally what was acquired axially.
+@pytest.mark.parametrize(("orientation", "direction"), [(None, None), ("RAS", None), (None, "A")])
+def test_pixels__show_the_voxels_that_they_are_mapped_to(dataset, tmp_path, orientation, direction):
     cases, store = read(dataset, tmp_path)
     store.save(cases[0], cases[1], DONE, affine())
     write_maps(store, cases)
-    maps = RegistrationMaps(store.folder, ["a", "b"], orientation=orientation)
+    maps = RegistrationMaps(store.folder, ["a", "b"], orientation=orientation, direction=direction)
     preprocessing = volume_preprocessing(("image",), orientation=orientation, intensity="minmax")
     slices = torch.tensor([0, 3, 11])
     pixels = torch.tensor([[5.0, 9.0], [60.0, 20.0], [90.0, 58.0]])  # column, row
@@ -96,7 +97,9 @@ def test_pixels__show_the_voxels_that_they_are_mapped_to(dataset, tmp_path, orie
     for axis, last in enumerate(side - 1 for side in SIZE):
         position = np.indices(SIZE)[axis].astype(np.float32)
         SimpleITK.WriteImage(to_image(position), str(tmp_path / "position.nii.gz"))
-        cutter = VolumeSlices(preprocessing, image_size=(64, 96), num_classes=2)
+        cutter = VolumeSlices(
+            preprocessing, image_size=(64, 96), num_classes=2, direction=direction
+        )
         images, _, _ = cutter.cut({"image": tmp_path / "position.nii.gz"})
         shown = last * images[slices, 0, pixels[:, 1].long(), pixels[:, 0].long()]
         turned = orientation is not None and axis < 2

@@ -75,6 +75,19 @@ def test_overlap_image__radiological_view_and_voxel_size():
     assert np.array_equal(imread(io.BytesIO(flipped)), picture)
 
 
+def test_overlap_image__thick_slices_are_shown_as_they_were_acquired():
+    """A short-axis stack: its slices lie nearer to coronal than to axial ones."""
+    reference = np.zeros((40, 42, 10), dtype=int)
+    reference[10:20, 10:20, 4] = 1
+    directions = np.array([[0.8, 0.2, 0.57], [-0.57, 0.5, 0.65], [-0.15, -0.84, 0.5]])
+    affine = np.eye(4)
+    affine[:3, :3] = directions @ np.diag([1.4, 1.4, 10.0])
+    png = overlap_image(np.zeros(reference.shape), reference, reference, affine=affine)
+    sides = sorted(imread(io.BytesIO(png)).shape[:2])
+    assert sides == pytest.approx([320 * 40 / 42, 320], abs=1)
+    assert shares(png, BOTH) == pytest.approx(100 / (40 * 42), abs=0.01)
+
+
 def test_overlap_image__shapes_differ():
     with pytest.raises(ValueError, match="share one"):
         overlap_image(np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 5)))
