@@ -8,6 +8,8 @@ import pytest
 
 from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.rules import check_references
+from medseg_kit.bundle.targets import parameters_of
+from medseg_kit.methods.mcsc import BalancedContrast
 from medseg_kit.study.spec import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -29,5 +31,10 @@ def test_study__every_run_composes(file, monkeypatch):
         for config in (training, inference):
             config.parse()
             assert check_references(config.get(), run.name) == []
+        contrast = training.get().get("train", {}).get("contrast", {})
+        start = parameters_of(BalancedContrast)["unlabelled_start"].default
+        if contrast.get("_target_", "").endswith(BalancedContrast.__qualname__):
+            start = contrast.get("unlabelled_start", start)
+            assert isinstance(start, str) or start < study.budget["local_steps"], run.name
     named = {row["method"] for row in study.printed}
     assert not named or named & {run.method for run in study.runs}
