@@ -70,7 +70,9 @@ def run_study(
             report(job, "finished before")
             return
         report(job, "started")
-        record, problem = run_job(folder / "runs" / job.name, plans[job.name])
+        # weights that another run of this study has made by now are part of what a run is
+        plan = describe_job(study, job) if job.weights else plans[job.name]
+        record, problem = run_job(folder / "runs" / job.name, plan)
         report(job, "failed" if record is None else "done")
         with recording:
             if record is None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from medseg_kit.cli.report import report
+from medseg_kit.files import write_json
 from medseg_kit.report.comparison import read_records
 from medseg_kit.study.runner import describe_job, run_study
 from medseg_kit.study.spec import jobs, load_study
@@ -63,6 +64,28 @@ def test_study__killed_and_started_again_repeats_no_finished_run(dataset, tmp_pa
     assert [record["run"] for record in records] == ["exact", "moved"]
     check_record(records[1])
     check_report(out, tmp_path / "report")
+
+
+def test_study__weights_made_by_a_run_of_the_same_study(dataset, tmp_path, monkeypatch):
+    """Evaluating them is done once, although they were not there when the study began."""
+    weights = tmp_path / "weights.pt"
+    runs = [
+        {"name": "trained", "mode": "command", "command": command(0)},
+        {"name": "evaluated", "mode": "evaluate", "weights": str(weights)},
+    ]
+    study = load_study(study_file(tmp_path, runs, bundle="hippocampus_mr_segviz"))
+
+    def run_job(run_dir, plan):
+        weights.write_text("of the first run")
+        record = {"identity": plan["identity"]}
+        write_json(run_dir / "record.json", record)
+        return record, ""
+
+    monkeypatch.setattr("medseg_kit.study.runner.run_job", run_job)
+    states = []
+    for _ in range(2):
+        run_study(study, tmp_path / "out", on_job=lambda _, state: states.append(state))
+    assert states == ["started", "done"] * 2 + ["finished before"] * 2
 
 
 def check_record(record):
