@@ -13,6 +13,11 @@ from typing import Any
 
 from medseg_kit.typing import UserError
 
+# The permissions that the user's umask leaves to new files; temporary ones have fewer.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+MODE = 0o666 & ~_UMASK
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -27,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(MODE)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -50,8 +55,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, content.encode("utf-8"))
+    """Write UTF-8 text atomically; bytes of a file name that is no UTF-8 stand escaped."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:

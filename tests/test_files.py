@@ -19,9 +19,10 @@ def test_write_json__refuses_nan(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_text__readable_by_others(tmp_path):
+def test_write_text__with_the_permissions_of_any_new_file(tmp_path):
     write_text(tmp_path / "a.txt", "µ")
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "b.txt").touch()
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
 
 
 def test_only_process__a_second_one_is_told(tmp_path):

@@ -17,6 +17,7 @@ from medseg_kit.typing import PathLike
 
 OWN = "medseg_kit."
 SLICES = ("image_size", "window", "intensity", "orientation", "interpolation", "direction")
+NAMED = "labelled"  # may list patients; their number is kept
 PRETRAINED = "pretrained_path"
 COMPONENTS = {
     "network": "network_def",
@@ -119,7 +120,7 @@ def describe_components(parser: ConfigParser, *, evaluate: bool = True) -> dict[
         for key, part in given.items()
     }
     found["settings"] = {
-        key: options_of(value)
+        key: len(value) if key == NAMED and isinstance(value, list) else options_of(value)
         for key, value in parser.get().items()
         if _is_setting(value) and not key.endswith("_dir")
     }

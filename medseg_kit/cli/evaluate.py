@@ -17,7 +17,8 @@ def evaluate(
 
     Writes cases.csv, summary.csv, summary.json and box plots (SVG and PNG) into OUT. Labels that a
     reference never annotated are left out; a missed structure counts as Dice 0 and is counted
-    beside every mean.
+    beside every mean. Structures are matched by name where the record `<case>.json` beside a
+    prediction names its labels, else by value.
 
     Args:
         pred: Folder with predictions named `<case>.nii.gz`, as `medseg predict` writes them.
@@ -31,8 +32,8 @@ def evaluate(
         section: Section of the datalist.
 
     Returns:
-        0 when every case was scored, 1 when some have no prediction; they are named, and the
-        others are scored.
+        0 when every case was scored, 1 when some have no prediction, or one that cannot be
+        compared; they are named, and the others are scored.
 
     Example:
         medseg evaluate --pred predictions --reference data/hippocampus --out evaluation
@@ -41,7 +42,7 @@ def evaluate(
 
     from medseg_kit.metrics.policy import EMPTY_MASK_SCORES
     from medseg_kit.report.evaluation import format_summary, write_evaluation
-    from medseg_kit.study.evaluation import evaluate_predictions, predicted
+    from medseg_kit.study.evaluation import predicted, score_predictions
     from medseg_kit.study.references import find_references
     from medseg_kit.typing import UserError
 
@@ -49,10 +50,16 @@ def evaluate(
         raise UserError(f"unknown --policy {policy!r}; choose one of {list(EMPTY_MASK_SCORES)}")
     references = find_references(reference, section=section, organs=organs, site=site)
     present, missing = predicted(pred, references)
-    records = evaluate_predictions(pred, present, policy=policy)
-    summary = write_evaluation(out, records, policy=policy, not_predicted=missing)
+    records, problems = score_predictions(pred, present, policy=policy)
+    if not records:
+        raise UserError("; ".join(problems.values()))
+    summary = write_evaluation(
+        out, records, policy=policy, not_predicted=missing, not_scored=problems
+    )
     print(format_summary(summary))
     print(f"tables and figures: {out}")
     for case in missing:
         print(f"error: {pred} has no prediction for {case}; it is in no mean", file=sys.stderr)
-    return 1 if missing else 0
+    for case, problem in problems.items():
+        print(f"error: {case} is in no mean: {problem}", file=sys.stderr)
+    return 1 if missing or problems else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from medseg_kit.data.schema_check import check_schema
 from medseg_kit.files import write_json
 from medseg_kit.typing import PathLike, UserError
+
+logger = logging.getLogger(__name__)
 
 DATALIST_NAME = "datalist.json"
 SECTIONS = ("training", "validation", "test")
@@ -120,7 +123,12 @@ def organ_names(labels: Mapping[str, str], *, source: str) -> tuple[str, ...]:
 
 
 def load_datalist(
-    dataset_dir: PathLike, section: str, *, organs: Sequence[str], required: bool = True
+    dataset_dir: PathLike,
+    section: str,
+    *,
+    organs: Sequence[str],
+    required: bool = True,
+    labelled_only: bool = False,
 ) -> list[dict[str, Any]]:
     """Load one section of a prepared data set as MONAI data dictionaries.
 
@@ -131,6 +139,7 @@ def load_datalist(
         organs: Organs of the network; label value ``i + 1`` must be ``organs[i]``. Data that
             annotate none of its further organs also serve a network of its first organs.
         required: Whether an empty section is an error.
+        labelled_only: Leave out cases without a label, for training that has no use for them.
 
     Returns:
         One dictionary a case with absolute paths ``image`` and, where there is one, ``label``
@@ -149,6 +158,15 @@ def load_datalist(
     datalist = read_datalist(folder)
     _check_organs(datalist, organs, folder)
     chosen = cases_of(datalist, section)
+    if labelled_only:
+        whole, chosen = len(chosen), [case for case in chosen if "label" in case]
+        if len(chosen) < whole:
+            logger.info("%s: %d cases without a label left out", section, whole - len(chosen))
+        if whole and not chosen:
+            raise UserError(
+                f"none of the {whole} {section} cases of {folder / DATALIST_NAME} has a label;"
+                " this training needs one"
+            )
     if required and not chosen:
         sizes = {name: len(cases_of(datalist, name)) for name in known}
         filled = [f"{name} ({size})" for name, size in sizes.items() if size] or ["none"]

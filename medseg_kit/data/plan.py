@@ -133,6 +133,12 @@ def _plan_dataset(
     raw = RawSource.read(manifest, source)
     for section, subjects in chosen_split.sections.items():
         raw.missing(subjects, f"split {split_name} ({section})")
+    if setting:
+        listed = {subject for subjects in chosen_split.sections.values() for subject in subjects}
+        for site, rule in setting.members.items():
+            for section, subjects in (rule.sections or {}).items():
+                others = [subject for subject in subjects if subject not in listed]
+                raw.missing(others, f"site {site} ({section})")
     sections = split_subjects(sorted(raw.cases), chosen_split)
     sites_of = site_subjects(sections, setting) if setting else {}
     hidden = hidden_subjects(sites_of, setting) if setting else set()

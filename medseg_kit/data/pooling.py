@@ -10,7 +10,7 @@ from medseg_kit.typing import PathLike, UserError
 
 
 def load_pooled_datalist(
-    sites_dir: PathLike, section: str, *, organs: Sequence[str]
+    sites_dir: PathLike, section: str, *, organs: Sequence[str], labelled_only: bool = False
 ) -> list[dict[str, Any]]:
     """Load one section of all sites together, for central aggregation of partial labels.
 
@@ -18,6 +18,7 @@ def load_pooled_datalist(
         sites_dir: Folder with one prepared data set a site.
         section: As `load_datalist`; a site may have none of it.
         organs: Organs of the network.
+        labelled_only: As `load_datalist`.
 
     Returns:
         The cases of all sites in the form of `load_datalist`, each with its site's `annotated`.
@@ -28,7 +29,9 @@ def load_pooled_datalist(
     cases = [
         case
         for folder in site_folders(sites_dir).values()
-        for case in load_datalist(folder, section, organs=organs, required=False)
+        for case in load_datalist(
+            folder, section, organs=organs, required=False, labelled_only=labelled_only
+        )
     ]
     if not cases:
         raise UserError(f"no site below {sites_dir} has {section} cases")

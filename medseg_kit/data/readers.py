@@ -218,7 +218,7 @@ LAYOUT_HELP: Mapping[str, str] = {
     "kits": "case_00000/imaging.nii.gz with case_00000/segmentation.nii.gz",
     "acdc": "patient001/patient001_frame01.nii.gz with patient001/patient001_frame01_gt.nii.gz",
     "flare": "images/FLARE22_Tr_0001_0000.nii.gz with labels/FLARE22_Tr_0001.nii.gz",
-    "pairs": "images/ID.nii.gz with labels/ID.nii.gz",
+    "pairs": "images/ID.nii.gz with labels/ID.nii.gz, one ID a patient",
     "chaos_t2": "1/T2SPIR/DICOM_anon/*.dcm with 1/T2SPIR/Ground/*.png",
     "chaos_t1_in": "1/T1DUAL/DICOM_anon/InPhase/*.dcm with 1/T1DUAL/Ground/*.png",
     "chaos_t1_out": "1/T1DUAL/DICOM_anon/OutPhase/*.dcm with 1/T1DUAL/Ground/*.png",

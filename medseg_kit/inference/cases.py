@@ -24,6 +24,7 @@ DATALIST_NAMES = ("datalist.json", "dataset.json")
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 _DICOM_SUFFIXES = (".dcm", ".ima", "")
+_HEADER_BYTES = 1 << 16
 _SECTIONS = ("training", "validation", "test")
 
 
@@ -71,7 +72,7 @@ def find_cases(
         UserError: If nothing is there or the list cannot be read.
     """
     path = Path(source).expanduser()
-    skip = None if exclude is None else Path(exclude).absolute()
+    skip = None if exclude is None else Path(os.path.realpath(exclude))
     if path.is_file() and path.suffix == ".json":
         cases = _from_datalist(path, section)
     elif path.is_dir():
@@ -106,11 +107,15 @@ def list_images(source: PathLike) -> list[dict[str, str]]:
 def _from_datalist(path: Path, section: str | None) -> list[Case]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
         wanted = [section] if section is not None else [s for s in _SECTIONS if s in content]
         if missing := [name for name in wanted if name not in (*content, SUPPORT)]:
             raise KeyError(missing[0])
         entries: list[Any] = [entry for name in wanted for entry in cases_of(content, name)]
         images = [entry if isinstance(entry, str) else entry["image"] for entry in entries]
+        if wrong := [image for image in images if not isinstance(image, str)]:
+            raise TypeError(f"an image is one path, not {wrong[0]!r}")
     except KeyError as error:
         known = [name for name in _SECTIONS if name in content]
         raise UserError(f"{path}: {error} is missing; sections: {', '.join(known)}") from error
@@ -155,7 +160,7 @@ def _from_folder(root: Path, skip: Path | None) -> list[Case]:
 
 
 def _is_searched(folder: Path, skip: Path | None) -> bool:
-    if folder.name.startswith(".") or folder.absolute() == skip:
+    if folder.name.startswith(".") or Path(os.path.realpath(folder)) == skip:
         return False
     is_labels = folder.name.lower() in ("labels", "labelstr", "labelsts")
     if is_labels:
@@ -170,7 +175,7 @@ def _from_pattern(pattern: str, skip: Path | None) -> list[Case]:
     root = fixed if fixed.is_dir() else fixed.parent
     files = [match for match in matches if match.is_file() and _suffix(match) is not None]
     if skip is not None:
-        files = [file for file in files if skip not in file.absolute().parents]
+        files = [file for file in files if skip not in Path(os.path.realpath(file)).parents]
     folders = [match for match in matches if match.is_dir()]
     return _named(root, files) + [case for folder in folders for case in _series(root, folder)]
 
@@ -199,8 +204,19 @@ def _named(root: Path, files: Sequence[Path], *, spacing_lost: bool = False) -> 
         shared = names.count(name) > 1 and (name in seen or (name in taken and not _is_nifti(file)))
         distinct = f"{name}{_suffix(file) or file.suffix}" if shared else name
         seen.add(name)
-        cases.append(Case(distinct, file, (file,), spacing_lost))
+        cases.append(Case(distinct, file, (file, *_voxel_file(file)), spacing_lost))
     return cases
+
+
+def _voxel_file(header: Path) -> tuple[Path, ...]:
+    """Return the file that holds the voxels of a header alone (``.mhd``, ``.nhdr``)."""
+    if header.suffix.lower() not in (".mhd", ".nhdr") or not header.is_file():
+        return ()
+    with header.open("rb") as stream:
+        text = stream.read(_HEADER_BYTES).decode("latin-1")
+    named = re.search(r"(?im)^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", text)
+    voxels = header.parent / named[1] if named else header
+    return (voxels,) if voxels != header and voxels.is_file() else ()
 
 
 def _case_name(root: Path, file: Path) -> str:
@@ -231,6 +247,10 @@ def _is_dicom(file: Path) -> bool:
         return False
     if file.suffix.lower() in (".dcm", ".ima"):
         return True
-    with file.open("rb") as stream:
-        stream.seek(128)
-        return stream.read(4) == b"DICM"
+    try:
+        with file.open("rb") as stream:
+            stream.seek(128)
+            return stream.read(4) == b"DICM"
+    except OSError as error:  # a link to nowhere among the images
+        logger.info("%s is left out: %s", file, error.strerror)
+        return False

@@ -209,6 +209,11 @@ class Predictor:
         if job.logits is not None and job.volume is not None and not job.error:
             with job.stage("finish"):
                 prediction = self._write_results(job, job.volume, Answer.of(job.logits))
+        if job.error and not job.hashes and self.outputs.is_done(job.case):
+            # nothing is known about the input now, for example a share that is away: what it gave
+            # before stays
+            job.release()
+            return job
         if job.error:
             prediction = None
             self.outputs.discard(job.case)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from medseg_kit.typing import UserError
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Largest difference of the distances between DICOM slices that is not reported, in mm.
 _SLICE_TOLERANCE_MM = 0.05
+# Sideways drift of the whole stack that is taken for rounding, in mm.
+_DRIFT_TOLERANCE_MM = 0.5
 
 
 @dataclass
@@ -130,10 +133,13 @@ def _read_nifti(path: Path, digest: str) -> Volume:
 
 
 def _decompress(raw: bytes) -> bytes:
-    stream = zlib.decompressobj(wbits=31)
-    content = stream.decompress(raw)
-    if not stream.eof:
-        raise UserError("the compressed file ends early; copy it again")
+    content = b""
+    while raw[:2] == b"\x1f\x8b":  # one member, or several (bgzip)
+        stream = zlib.decompressobj(wbits=31)
+        content += stream.decompress(raw)
+        if not stream.eof:
+            raise UserError("the compressed file ends early; copy it again")
+        raw = stream.unused_data
     return content
 
 
@@ -141,7 +147,16 @@ def _read_series(files: Sequence[Path], digest: str) -> Volume:
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in files])
     volume = _from_itk(reader.Execute(), digest)
-    gaps = _slice_distances(files)
+    steps, normal = _slice_steps(files)
+    gaps = np.abs(steps @ normal)
+    if steps.size:
+        sideways = float(np.linalg.norm((steps - np.outer(steps @ normal, normal)).sum(axis=0)))
+        if sideways > _DRIFT_TOLERANCE_MM:
+            angle = math.degrees(math.atan2(sideways, float(gaps.sum())))
+            raise UserError(
+                f"the slices are tilted by {angle:.0f} degrees against their stack (gantry tilt),"
+                " which a label map's grid cannot show; resample the series to a straight grid"
+            )
     if gaps.size and float(np.ptp(gaps)) > _SLICE_TOLERANCE_MM:
         raise UserError(
             f"the distance between slices varies from {gaps.min():.2f} to {gaps.max():.2f} mm; "
@@ -150,18 +165,22 @@ def _read_series(files: Sequence[Path], digest: str) -> Volume:
     return volume
 
 
-def _slice_distances(files: Sequence[Path]) -> np.ndarray:
-    """Return the distances between neighbouring slices in mm; empty without positions."""
+def _slice_steps(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps between neighbouring slices and the slices' normal.
+
+    Returns:
+        ``(n - 1, 3)`` in mm, none where the files tell no position, and ``(3,)``.
+    """
     positions, normal = [], np.zeros(3)
     reader = SimpleITK.ImageFileReader()
     for file in files:
         reader.SetFileName(str(file))
         reader.ReadImageInformation()
         if not reader.HasMetaDataKey("0020|0032"):
-            return np.zeros(0)
+            return np.zeros((0, 3)), normal
         positions.append([float(part) for part in reader.GetMetaData("0020|0032").split("\\")])
         normal = np.asarray(reader.GetDirection()).reshape(-1, 3)[:, 2][:3]
-    return np.abs(np.diff(np.asarray(positions) @ normal))
+    return np.diff(np.asarray(positions), axis=0), normal
 
 
 def _from_itk(image: SimpleITK.Image, digest: str) -> Volume:

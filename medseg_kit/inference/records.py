@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,9 @@ from medseg_kit.inference.cases import Case
 from medseg_kit.inference.job import SCHEMA
 from medseg_kit.typing import UserError
 
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
 SUMMARY_NAME = "summary.json"
 _SHARED = ("case", "status", "prediction", "error", "volumes_ml", "flags", "warnings")
 
@@ -88,6 +94,9 @@ class Outputs:
     ) -> bool:
         """Return whether the case's results are there, whole, and made from the same things.
 
+        A label map that somebody has changed since counts as finished, with a warning: corrections
+        are not lost.
+
         Args:
             case: The case.
             hashes: Digests that the results must have been made with.
@@ -95,13 +104,26 @@ class Outputs:
         """
         record = read_record(self.record(case))
         path = self.labels(case)
-        return (
-            record.get("status") == "done"
-            and record.get("hashes") == hashes
-            and path.is_file()
-            and path.stat().st_size == record.get("prediction_bytes")
-            and (self.probabilities(case).is_file() or not save_probabilities)
+        if (
+            record.get("status") != "done"
+            or record.get("hashes") != hashes
+            or not path.is_file()
+            or (save_probabilities and not self.probabilities(case).is_file())
+        ):
+            return False
+        if path.stat().st_size == record.get("prediction_bytes"):
+            return True
+        if not _is_whole(path):
+            return False
+        logger.warning(
+            "%s was changed since it was predicted and is kept; --overwrite predicts it anew", path
         )
+        return True
+
+    def is_done(self, case: Case) -> bool:
+        """Return whether an earlier run has left a result of the case, made from whatever."""
+        done = read_record(self.record(case)).get("status") == "done"
+        return done and self.labels(case).is_file()
 
     def discard(self, case: Case) -> None:
         """Remove a case's results: of a failed case nothing older may be taken for its answer."""
@@ -142,6 +164,17 @@ def read_record(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a compressed file can be read to its end."""
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(_CHUNK):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
 
 
 @contextmanager

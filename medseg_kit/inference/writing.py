@@ -47,7 +47,7 @@ def write_probabilities(
     with replacing(path) as file, file.open("wb") as stream, _gzip(stream) as compressed:
         compressed(header)
         for probability in classes:
-            compressed(probability.astype(np.float32, copy=False).tobytes(order="F"))
+            compressed(probability.astype("<f4", copy=False).tobytes(order="F"))
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def _header(volume: Volume, shape: tuple[int, ...], dtype: np.dtype[Any]) -> byt
     if volume.header is None:
         header = nib.Nifti1Image(np.zeros((1, 1, 1), dtype), volume.affine).header
     else:
-        header = nib.Nifti1Header.from_header(volume.header, check=False)
+        header = nib.Nifti1Header.from_header(volume.header, check=False).as_byteswapped("<")
         header.extensions.clear()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)

@@ -22,6 +22,7 @@ def write_evaluation(
     *,
     policy: str,
     not_predicted: Sequence[str] = (),
+    not_scored: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the tables and box plots of an evaluation; return the content of summary.json.
 
@@ -32,6 +33,7 @@ def write_evaluation(
         records: One row per case and structure, at least one.
         policy: Empty-mask policy that made the scores; recorded.
         not_predicted: Cases without a prediction; recorded, and in no mean.
+        not_scored: Cases whose prediction could not be compared, and why; recorded, in no mean.
 
     Raises:
         ValueError: If there is no record.
@@ -42,6 +44,7 @@ def write_evaluation(
     summary = {
         **evaluation_summary(records, policy=policy),
         "not_predicted": list(not_predicted),
+        "not_scored": dict(not_scored or {}),
     }
     write_text(folder / "cases.csv", to_csv([record.to_dict() for record in records]))
     rows = [{"site": "all", **row} for row in [*summary["by_label"], summary["mean"]]]

@@ -13,7 +13,8 @@ import numpy as np
 import SimpleITK
 from nibabel.filebasedimages import ImageFileError
 
-from medseg_kit.inference.cases import NIFTI_SUFFIXES
+from medseg_kit.inference.cases import IMAGE_SUFFIXES, NIFTI_SUFFIXES
+from medseg_kit.inference.records import read_record
 from medseg_kit.metrics.policy import check_policy
 from medseg_kit.metrics.table import CaseRecord, score_label_maps
 from medseg_kit.study.references import Reference, label_files
@@ -49,12 +50,39 @@ def evaluate_predictions(
             grids differ.
         ValueError: If the policy is unknown.
     """
+    records, problems = score_predictions(pred_dir, references, policy=policy)
+    if problems:
+        raise UserError("; ".join(problems.values()))
+    return records
+
+
+def score_predictions(
+    pred_dir: PathLike, references: Sequence[Reference], *, policy: str = "strict"
+) -> tuple[list[CaseRecord], dict[str, str]]:
+    """Score what can be scored; also return why a case could not.
+
+    Args:
+        pred_dir: As in `evaluate_predictions`.
+        references: As in `evaluate_predictions`.
+        policy: As in `evaluate_predictions`.
+
+    Returns:
+        One record per case and structure, and case -> message.
+
+    Raises:
+        UserError: If a prediction is missing.
+        ValueError: If the policy is unknown.
+    """
     check_policy(policy)
     predictions = find_predictions(pred_dir, references)
-    records = []
+    records: list[CaseRecord] = []
+    problems: dict[str, str] = {}
     for reference in references:
-        records.extend(score_case(predictions[reference.case], reference, policy=policy))
-    return records
+        try:
+            records += score_case(predictions[reference.case], reference, policy=policy)
+        except UserError as error:  # noqa: PERF203 - a case that fails costs only itself
+            problems[reference.case] = str(error)
+    return records, problems
 
 
 def predicted(
@@ -99,8 +127,12 @@ def find_predictions(pred_dir: PathLike, references: Iterable[Reference]) -> dic
 def score_case(pred_path: Path, reference: Reference, *, policy: str) -> list[CaseRecord]:
     """Return the records of one case.
 
+    Structures are matched by name where a record beside the prediction names its label values, as
+    `medseg predict` writes it; else by value.
+
     Raises:
-        UserError: If a file cannot be read or holds no label map, or the grids differ.
+        UserError: If a file cannot be read or holds no label map, the grids differ, or the
+            prediction does not know a structure of the reference.
     """
     pred, pred_affine = load_label_map(pred_path)
     label, affine = load_label_map(reference.label_path)
@@ -111,11 +143,27 @@ def score_case(pred_path: Path, reference: Reference, *, policy: str) -> list[Ca
     return score_label_maps(
         pred,
         label,
-        labels={organ: (value, value) for organ, value in reference.values.items()},
+        labels=_values_by_name(pred_path, reference),
         case={"case": reference.case, "subject": reference.subject, "site": reference.site},
         spacing=spacing,
         policy=policy,
     )
+
+
+def _values_by_name(pred_path: Path, reference: Reference) -> dict[str, tuple[int, int]]:
+    """Return structure -> its value in the prediction and in the reference."""
+    name = pred_path.name
+    stem = next((name[: -len(end)] for end in IMAGE_SUFFIXES if name.lower().endswith(end)), name)
+    named = read_record(pred_path.with_name(f"{stem}.json")).get("labels")
+    if not isinstance(named, dict) or not set(named.values()) & set(reference.values):
+        return {organ: (value, value) for organ, value in reference.values.items()}
+    values = {organ: int(value) for value, organ in named.items()}
+    if unknown := [organ for organ in reference.values if organ not in values]:
+        raise UserError(
+            f"{pred_path} has no {', '.join(unknown)}, only {', '.join(values)}; choose the"
+            " structures to score with --organs"
+        )
+    return {organ: (values[organ], value) for organ, value in reference.values.items()}
 
 
 def load_label_map(path: Path) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:

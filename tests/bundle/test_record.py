@@ -36,6 +36,14 @@ def test_record__options_of_the_method_without_paths(trained, repository):
     assert str(repository) not in text
 
 
+def test_record__the_number_of_patients_that_are_named(bundle, tmp_path):
+    overrides = {"output_dir": str(tmp_path), "labelled": ["patient099", "patient038"]}
+    record_training(load_config(bundle, FILES, overrides=overrides), FILES)
+    text = (tmp_path / TRAINING).read_text()
+    assert json.loads(text)["options"]["settings"]["labelled"] == 2
+    assert "patient099" not in text
+
+
 def test_differences__of_what_uses_the_weights(bundle, trained):
     (found,) = differences(trained, load_config(bundle, ["inference.yaml"]))
     assert "image_size was 64 in the training" in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import shutil
@@ -22,7 +23,7 @@ from medseg_kit.data.prepare import prepare_dataset
 from medseg_kit.data.verify import verify_dataset
 from medseg_kit.data.volumes import file_sha256
 from medseg_kit.typing import UserError
-from tests.data.conftest import AFFINE, SUBJECTS, write_nifti
+from tests.data.conftest import AFFINE, SUBJECTS, tiny_manifest, write_nifti
 
 ORGANS = ["liver", "parts"]
 Prepare = Callable[..., dict[str, Any]]
@@ -150,7 +151,23 @@ def test_prepare__training_images_without_a_label(
         assert "label" not in case
         assert case["labelled"] is False
         assert labelled_flags(cases, "all") == ["label" in case for case in cases]
+    (only,) = load_datalist(tmp_path / "out", "training", organs=ORGANS, labelled_only=True)
+    assert only["subject"] == "case_0"
+    site = tmp_path / "out" / "sites" / "site-parts"
+    with pytest.raises(UserError, match="none of the 1 training cases"):
+        load_datalist(site, "training", organs=ORGANS, labelled_only=True)
     assert verify_dataset(tmp_path / "out") == ([], [])
+
+
+def test_prepare__a_site_lists_a_subject_that_is_not_there(prepare: Prepare) -> None:
+    splits = {
+        "listed": {"rule": "listed", "source": "t", "training": "others", "test": SUBJECTS[4:]}
+    }
+    sites = copy.deepcopy(tiny_manifest()["sites"])
+    sites["pair"]["members"]["site-liver"]["training"].append("case_l")
+    changes = {"splits": splits, "default_split": "listed", "sites": sites}
+    with pytest.raises(DataProblemsError, match=r"case_l: site site-liver \(training\) lists it"):
+        prepare(changes=changes)
 
 
 @pytest.mark.parametrize("subject", ["case_1", "case_4"])

@@ -56,8 +56,11 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | str = "ras")
     return path
 
 
-def write_series(folder, array, *, uid="1.2.3", spacing=(1.2, 0.8, 3.0), positions=None):
-    """Write one DICOM file per slice; array is (H, W, D) with the column index first."""
+def write_series(folder, array, *, uid="1.2.3", spacing=(1.2, 0.8, 3.0), positions=None, tilt=0.0):
+    """Write one DICOM file per slice; array is (H, W, D) with the column index first.
+
+    Each slice lies `tilt` mm further back than the one below.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -72,7 +75,7 @@ def write_series(folder, array, *, uid="1.2.3", spacing=(1.2, 0.8, 3.0), positio
             "0008|0060": "CT",
             "0020|000e": uid,
             "0020|000d": "1.2",
-            "0020|0032": f"-10\\5\\{z}",
+            "0020|0032": f"-10\\{5 + index * tilt}\\{z}",
             "0020|0037": "1\\0\\0\\0\\1\\0",
             "0020|0013": str(index + 1),
             "0018|0050": str(spacing[2]),

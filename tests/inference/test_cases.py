@@ -66,6 +66,28 @@ def test_find_cases__datalist(tmp_path):
         find_cases(tmp_path / "images", section="test")
 
 
+def test_find_cases__results_reached_by_another_path(tmp_path):
+    _touch(tmp_path / "real", "a.nii.gz", "out/a.nii.gz")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for source in (tmp_path / "link", f"{tmp_path}/link/**/*.nii.gz"):
+        assert _names(source, exclude=tmp_path / "real" / "out") == ["a"]
+
+
+def test_find_cases__a_link_to_nowhere_among_the_images(tmp_path):
+    _touch(tmp_path, "a.nii.gz")
+    (tmp_path / "README").symlink_to(tmp_path / "gone")
+    assert _names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [([], "it holds a list"), ({"test": [{"image": ["a"]}]}, "one path")]
+)
+def test_find_cases__no_datalist(tmp_path, content, message):
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"is not a datalist: .*{message}"):
+        find_cases(tmp_path)
+
+
 def test_find_cases__support_scans_are_no_queries(tmp_path):
     entries = [{"image": "a.nii.gz", "support": True}, {"image": "b.nii.gz"}]
     (tmp_path / "datalist.json").write_text(json.dumps({"training": entries, "test": []}))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -91,6 +92,41 @@ def test_predict__finished_cases_are_skipped_until_something_changes(kit, make_p
     assert run()["done"] == 1
     assert run(inferer=VolumeInferer([12, 12, 12], overlap=0.5))["done"] == 3
     assert run(options=PredictOptions(**QUIET, overwrite=True))["done"] == 3
+
+
+def test_predict__a_corrected_label_map_is_kept(kit, make_predictor, tmp_path, caplog):
+    _fill(kit, tmp_path / "in", ["a"])
+    make_predictor().predict()
+    path = tmp_path / "out" / "a.nii.gz"
+    corrected = np.ones(SHAPE, np.uint8)
+    nib.save(nib.Nifti1Image(corrected, nib.load(path).affine), path)
+    assert make_predictor().predict()["this_run"]["skipped"] == 1
+    assert "was changed since it was predicted and is kept" in caplog.text
+    np.testing.assert_array_equal(_labels(path), corrected)
+    again = make_predictor(options=PredictOptions(**QUIET, overwrite=True)).predict()
+    assert again["this_run"]["done"] == 1
+    assert len(np.unique(_labels(path))) > 1
+
+
+def test_predict__images_that_are_away_take_no_result_along(kit, make_predictor, tmp_path):
+    _fill(kit, tmp_path / "in", ["a"])
+    (tmp_path / "in" / "datalist.json").write_text('{"test": ["a.nii.gz"]}')
+    make_predictor().predict()
+    (tmp_path / "in" / "a.nii.gz").rename(tmp_path / "away.nii.gz")
+    with pytest.raises(UserError, match="1 of 1 cases failed"):
+        make_predictor().predict()
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+    (tmp_path / "away.nii.gz").rename(tmp_path / "in" / "a.nii.gz")
+    assert make_predictor().predict()["this_run"]["skipped"] == 1
+
+
+def test_predict__a_file_name_that_is_no_text(kit, make_predictor, tmp_path):
+    _fill(kit, tmp_path / "in", ["a", "c"])
+    name = os.fsdecode(b"M\xfcller.nii.gz")
+    kit.write_nifti(tmp_path / "b.nii.gz", kit.smooth(SHAPE)).rename(tmp_path / "in" / name)
+    summary = make_predictor().predict()
+    assert (summary["done"], summary["failed"]) == (3, 0)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
 
 
 def test_predict__other_weights_are_another_prediction(kit, make_predictor, network, tmp_path):

@@ -63,9 +63,34 @@ def test_read_volume__dicom_series_with_a_missing_slice(kit, tmp_path):
         _read(tmp_path)
 
 
+def test_read_volume__dicom_series_of_a_tilted_gantry(kit, tmp_path):
+    kit.write_series(tmp_path / "p", kit.smooth((7, 6, 4)), tilt=1.0)
+    with pytest.raises(UserError, match="tilted by 18 degrees"):
+        _read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_digest__of_the_voxels_beside_a_header(kit, tmp_path, suffix):
+    digests = []
+    for seed in (0, 1):
+        image = SimpleITK.GetImageFromArray(kit.smooth((7, 6, 5), seed).T.copy())
+        SimpleITK.WriteImage(image, str(tmp_path / f"a{suffix}"))
+        (case,) = find_cases(tmp_path)
+        digests.append(digest_of(case.files))
+    assert digests[0] != digests[1]
+    assert len(case.files) == 2
+
+
+def test_read_volume__several_gzip_members(kit, tmp_path):
+    path = kit.write_nifti(tmp_path / "a.nii.gz", kit.smooth((7, 6, 5)))
+    raw = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(raw[:400]) + gzip.compress(raw[400:]))
+    np.testing.assert_array_equal(_read(tmp_path).array, kit.smooth((7, 6, 5)))
+
+
 BAD = {
     "2-D": np.ones((5, 6), np.int16),
-    "4-D": np.arange(4 * 4 * 4 * 2, dtype=np.int16).reshape(4, 4, 4, 2),
+    "4-D .*save each time frame": np.arange(4 * 4 * 4 * 2, dtype=np.int16).reshape(4, 4, 4, 2),
     "NaN": np.where(np.arange(64).reshape(4, 4, 4) == 3, np.nan, 1).astype(np.float32),
     "image is empty": np.zeros((4, 4, 4), np.int16),
 }
@@ -108,6 +133,18 @@ def test_write_labels__exactly_the_geometry_of_the_image(kit, tmp_path, geometry
     assert result.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(result.dataobj), labels)
     assert not list((tmp_path / "sub").glob(".*"))
+
+
+def test_write__little_endian_whatever_the_image(tmp_path):
+    array = np.arange(24, dtype=">f4").reshape(2, 3, 4)
+    image = nib.Nifti1Image(array, np.eye(4), nib.Nifti1Header(endianness=">"))
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = _read(tmp_path)
+    classes = (np.full((2, 3, 4), share, np.float32) for share in (0.25, 0.75))
+    write_probabilities(tmp_path / "p.nii.gz", classes, volume, count=2)
+    write_labels(tmp_path / "l.nii.gz", np.ones((2, 3, 4), np.uint8), volume)
+    assert np.unique(nib.load(tmp_path / "p.nii.gz").get_fdata()).tolist() == [0.25, 0.75]
+    assert np.unique(nib.load(tmp_path / "l.nii.gz").get_fdata()).tolist() == [1]
 
 
 def test_write_probabilities__four_axes(kit, tmp_path):

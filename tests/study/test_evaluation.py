@@ -195,3 +195,26 @@ def test_evaluate_command__scores_the_rest_and_names_what_is_missing(dataset, tm
         file.unlink()
     with pytest.raises(UserError, match="no prediction for 3 of 3 cases"):
         evaluate(**paths)
+
+
+def test_evaluate__structures_by_the_names_of_the_prediction(dataset):
+    labels = {"1": "spleen", "2": "liver"}  # the other way round than in the reference
+    swapped = np.array([0, 2, 1])[np.asarray(two_organs())]
+    save_label(dataset[1] / "p0.nii.gz", swapped)
+    (dataset[1] / "p0.json").write_text(json.dumps({"labels": labels}))
+    table = scores(dataset)
+    assert (table["p0", "liver"].dice, table["p0", "spleen"].dice) == (1.0, 1.0)
+    (dataset[1] / "p0.json").write_text(json.dumps({"labels": {"1": "liver"}}))
+    with pytest.raises(UserError, match=r"has no spleen, only liver; .*--organs"):
+        scores(dataset)
+    (dataset[1] / "p0.json").write_text(json.dumps({"labels": {"1": "label 1"}}))
+    assert scores(dataset)["p0", "liver"].dice < 1  # nothing is known of its names: by value
+
+
+def test_evaluate_command__a_case_on_another_grid_costs_only_itself(dataset, tmp_path, capsys):
+    save_label(dataset[1] / "p1.nii.gz", np.zeros((5, 5, 5)))
+    paths = {"pred": str(dataset[1]), "reference": str(dataset[0]), "out": str(tmp_path / "out")}
+    assert evaluate(**paths) == 1
+    assert "p1 is in no mean: the grids differ" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["num_cases"], list(summary["not_scored"])) == (2, ["p1"])
