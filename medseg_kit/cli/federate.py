@@ -78,7 +78,7 @@ def simulate(  # noqa: PLR0913 - every option of the command is an argument
     return 0
 
 
-def export(
+def export(  # noqa: PLR0913 - the options of a command line
     bundle: str,
     *,
     out: str,
@@ -88,11 +88,13 @@ def export(
     set: list[str] | None = None,
     sites: list[str] | None = None,
     quorum: int | None = None,
+    server_out: str = "",
+    task_timeout: int = 86_400,
 ) -> int:
     """Write an NVIDIA FLARE job for real sites; it names the bundle and holds no code and no path.
 
-    Every site has the package and the bundle installed, and owns a file
-    `{WORKSPACE}/local/medseg_site.yaml` with its `dataset_dir`, `min_cases` and `overrides`.
+    Every site has the package and the bundle installed, and owns a file `local/medseg_site.yaml` in
+    its FLARE workspace, with its `dataset_dir`, `min_cases` and `overrides`.
 
     Args:
         bundle: Path or name of a bundle with configs/federated.yaml.
@@ -104,6 +106,10 @@ def export(
         set: Plain values for the configuration of all sites, e.g. `--set learning_rate=1e-3`.
         sites: Comma-separated names of the sites; those connected at the start by default.
         quorum: Fewest sites that must answer in a round; more than half by default.
+        server_out: Folder at the server for weights and ledger: the job continues from there when
+            it is submitted again. By default each submission begins anew, in its own run folder.
+        task_timeout: Seconds after which a round goes on without a site that is connected and does
+            not answer; 0 waits for ever.
 
     Returns:
         0 when the job is written.
@@ -121,8 +127,16 @@ def export(
         quorum=quorum,
     )
     recipe = load_recipe()
-    print(f"job: {recipe.export(bundle, out, options=options, sites=sites)}")
-    print(f"each site writes `dataset_dir: FOLDER` into {recipe.SITE_FILE}")
+    job = recipe.export(
+        bundle,
+        out,
+        options=options,
+        sites=sites,
+        server_out=server_out,
+        task_timeout_s=task_timeout,
+    )
+    print(f"job: {job}")
+    print(f"each site writes `dataset_dir: FOLDER` into {recipe.SITE_FILE} of its FLARE workspace")
     print(
         f"and its administrator adds to class_allow_list in local/resources.json: {recipe.CLASSES}"
     )

@@ -15,6 +15,7 @@ from medseg_kit.typing import PathLike, UserError
 logger = logging.getLogger(__name__)
 
 DATALIST_NAME = "datalist.json"
+SITE_FILE = "site.yaml"  # beside it: a site's own values for a federation
 SECTIONS = ("training", "validation", "test")
 SUPPORT = "support"  # training cases that are support scans of one-shot segmentation
 MIXED = "mixed"  # modality and intensity of a collection of CT and MR

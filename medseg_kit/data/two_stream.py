@@ -74,6 +74,16 @@ class TwoStreamLoader:
     def __len__(self) -> int:
         return self.steps_per_epoch
 
+    @property
+    def num_samples(self) -> int:
+        """Volumes that a batch is drawn from, a site's weight in a federation; at least 1.
+
+        Those with a label where every slice of a batch has one.
+        """
+        if self.labelled_batch_size == self.batch_size:
+            return max(1, sum(self.dataset.case_labelled))
+        return len(self.dataset.cases)
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of one epoch; its seed is drawn with the first one.
 

@@ -50,7 +50,15 @@ class SiteClient:
                 self._site = Site(self.config, request.num_rounds)
             reply.content, reply.state = verbs[request.kind](self._site, request)
         except Exception as error:  # noqa: BLE001 - whatever fails costs this site its round only
-            reply.error = describe_error(error, case_names(self.config.dataset_dir))
+            reply.error = describe_error(
+                error,
+                case_names(self.config.dataset_dir),
+                places=[
+                    str(place)
+                    for folder in (self.config.dataset_dir, self.config.output_dir)
+                    for place in (folder, folder.absolute(), folder.absolute().parent)
+                ],
+            )
             self._log_locally(request)
         reply.content["seconds"] = round(time.perf_counter() - started, 3)
         return reply

@@ -61,6 +61,7 @@ class SiteMemory:
         self.private = private
         self._pristine = copy.deepcopy(self._capture())
         self._live: tuple[str, int] | None = None
+        self._began_from: Path | None = None
         self._random = self._pristine["random"]
 
     def begin(self, run_id: str, round_number: int, num_rounds: int, local_epochs: int) -> None:
@@ -70,8 +71,10 @@ class SiteMemory:
         after a restart the one on disk, or none. Time is set from the round number, so that a site
         which missed rounds keeps pace with the schedules of the others.
         """
+        self._began_from = self._newest(run_id, before=round_number)
         if self._live != (run_id, round_number - 1):
-            self._restore(self._newest(run_id, before=round_number) or self._pristine)
+            found = self._began_from
+            self._restore(self._pristine if found is None else load_torch(found))
         self._live = None  # undefined until the round is complete
         set_random_state(self._random)  # other sites of this process have drawn numbers since
         if self.policy == "reset":
@@ -84,25 +87,29 @@ class SiteMemory:
             self.step.global_step = self.trainer.state.iteration
 
     def end(self, run_id: str, round_number: int) -> None:
-        """Keep the state after a round, in memory and on disk (this round and the one before)."""
+        """Keep the state after a round, in memory and on disk.
+
+        The state that the round began from stays as well: the server may stop before it has saved
+        this round, and then asks for it again. Files of other federations are left alone.
+        """
         state = self._capture()
         save_torch(self._path(run_id, round_number), state)
         self._random = state["random"]
         self._live = (run_id, round_number)
-        keep = {self._path(run_id, number) for number in (round_number - 1, round_number)}
-        for path in self.folder.glob("round_*.pt"):
+        keep = {self._began_from, self._path(run_id, round_number)}
+        for path in self.folder.glob(f"round_*_{run_id}.pt"):
             if path not in keep:
                 path.unlink()
 
     def _path(self, run_id: str, round_number: int) -> Path:
         return self.folder / f"round_{round_number:05d}_{run_id}.pt"
 
-    def _newest(self, run_id: str, *, before: int) -> dict[str, Any] | None:
+    def _newest(self, run_id: str, *, before: int) -> Path | None:
         paths = {
             int(path.name.split("_")[1]): path for path in self.folder.glob(f"round_*_{run_id}.pt")
         }
         earlier = [number for number in paths if number < before]
-        return load_torch(paths[max(earlier)]) if earlier else None
+        return paths[max(earlier)] if earlier else None
 
     def _capture(self) -> dict[str, Any]:
         return {

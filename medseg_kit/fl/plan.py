@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
     from medseg_kit.typing import StateDict
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,9 @@ def read_plan(bundle: PathLike, options: Options) -> Plan:
             f"rounds must be at least 1 (is {num_rounds}), client_state one of "
             f"{', '.join(CLIENT_STATES)} (is {client_state})"
         )
+    validate_every = int(parser.get_parsed_content("val_interval", default=1))
+    if validate_every < 1:
+        raise UserError(f"val_interval must be at least 1 round, is {validate_every}")
     strategy = parser.get_parsed_content("strategy")
     if not isinstance(strategy, Strategy):
         raise UserError(
@@ -129,7 +136,7 @@ def read_plan(bundle: PathLike, options: Options) -> Plan:
         options=options,
         num_rounds=num_rounds,
         local_epochs=int(parser.get_parsed_content("local_epochs")),
-        validate_every=int(parser.get_parsed_content("val_interval", default=1)),
+        validate_every=validate_every,
         client_state=client_state,
         description=describe_bundle(root, files, overrides=options.overrides, organs=organs),
         strategy=strategy,
@@ -165,6 +172,13 @@ def _initial_state(parser: ConfigParser, options: Options) -> StateDict:
         raise UserError(
             f"initial weights {options.initial_weights} lack {len(absent)} parameters that do not "
             f"learn, e.g. {absent[0]}; give the weights of a federation of the same network"
+        )
+    if len(fitting) < len(state):
+        logger.warning(
+            "initial weights %s fit %d of %d keys of the network; the others start at random",
+            options.initial_weights,
+            len(fitting),
+            len(state),
         )
     return {**state, **fitting}
 

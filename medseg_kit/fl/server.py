@@ -121,6 +121,12 @@ class Server:
                 events.append(event_record(round_number, name, f"not joined: {problem}"))
             elif round_number > 1:
                 events.append(event_record(round_number, name, "joined"))
+            if reply is not None and not problem:
+                theirs, ours = reply.content.get("package"), self.plan.description["package"]
+                if theirs != ours:
+                    text = f"has medseg_kit {theirs}, the server {ours}"
+                    logger.warning("site %s %s: methods may differ", name, text)
+                    events.append(event_record(round_number, name, text))
         self.store.ledger.write(events)
         if refused and refuse:
             raise UserError("; ".join(refused))
@@ -189,7 +195,7 @@ class Server:
                 continue
             complete_record(record, request, reply)
             samples = float(reply.content["num_samples"])
-            self.strategy.accept(number, reply.site, reply.state, samples, {})
+            self.strategy.accept(number, reply.site, reply.state, samples)
         return records
 
     def _measure(self, kind: Kind, number: int, records: Records) -> None:
@@ -227,8 +233,8 @@ class Server:
         details = "; ".join(f"{name}: {why}" for name, why in sorted(failures.items()))
         raise UserError(
             f"round {number}: {len(self.names) - len(failures)} of {len(self.names)} sites "
-            f"answered, the quorum is {quorum} ({details}). Run the same command again "
-            f"to continue after round {number - 1}"
+            f"answered, the quorum is {quorum} ({details}). Run it again with the same "
+            f"output folder to continue after round {number - 1}"
         )
 
     def _is_best(self, record: Mapping[str, Any]) -> bool:
@@ -254,6 +260,9 @@ class Server:
         if self.best:
             state = self.store.load_best(rounds)
             selection = f"best mean {self.key_metric} of all sites' validation cases"
+            placements = {self.strategy.placement(key) for key in self.strategy.global_state}
+            if placements != {"averaged"}:
+                selection += ", each with its own personal weights; deployed is their mean"
         else:
             state = self._deployed_state()
             selection = "last round: not every site could report validation metrics"

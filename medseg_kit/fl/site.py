@@ -19,7 +19,7 @@ from monai.fl.utils.constants import ExtraItems
 from monai.fl.utils.exchange_object import ExchangeObject
 
 from medseg_kit.bundle.config import load_config
-from medseg_kit.data.datalist import SECTIONS, annotated_organs, read_datalist
+from medseg_kit.data.datalist import SECTIONS, SITE_FILE, annotated_organs, read_datalist
 from medseg_kit.fl.handshake import config_files, describe_bundle
 from medseg_kit.fl.memory import SiteMemory
 from medseg_kit.fl.privacy import DEFAULT_MIN_CASES, shareable_metrics
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from medseg_kit.typing import StateDict
 
-SITE_FILE = "site.yaml"
 # Loggers of MONAI that report every exchange of weights and every missing logging file.
 CHATTY_LOGGERS = (
     "monai.fl.client.monai_algo",
@@ -238,16 +237,28 @@ class Site:
 
     def measure(self, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], str | None]:
         """Return the shareable metrics of complete weights, or none and why."""
-        cases = {
-            "num_cases": self.num_validation,
-            "min_cases": max(1, self.config.min_cases),
-        }
-        nothing = shareable_metrics({}, **cases)
+        num_cases, min_cases = self.num_validation, max(1, self.config.min_cases)
+        nothing = shareable_metrics({}, num_cases=num_cases, min_cases=min_cases)
         if nothing[1] is not None:
             return nothing
         with _run_begins_anew(self.evaluator):  # built now, if it has not been
             result = self.algo.evaluate(ExchangeObject(weights=dict(state)))
-        return shareable_metrics(result.metrics, **cases)
+        return shareable_metrics(
+            result.metrics,
+            num_cases=num_cases,
+            min_cases=min_cases,
+            counted=_counted(self.evaluator),
+        )
+
+
+def _counted(evaluator: SupervisedEvaluator) -> dict[str, int]:
+    """Return of how many cases each metric has a finite value, as far as its details tell."""
+    details: Mapping[str, Any] = getattr(evaluator.state, "metric_details", None) or {}
+    return {
+        name: int(torch.isfinite(value).reshape(len(value), -1).any(dim=1).sum())
+        for name, value in details.items()
+        if isinstance(value, torch.Tensor) and value.dim() > 0
+    }
 
 
 @contextmanager

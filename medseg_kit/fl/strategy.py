@@ -109,7 +109,6 @@ class Strategy(ABC):
         site: str,
         state: Mapping[str, torch.Tensor],
         weight: float,
-        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Take the answer of a site.
 
@@ -118,9 +117,8 @@ class Strategy(ABC):
             site: A site that has joined.
             state: Its weights after local training.
             weight: Number of samples that it trained on.
-            metrics: What the site measured, for strategies that weigh by it.
         """
-        del round_number, metrics
+        del round_number
         self._answers[site] = dict(state)
         self._samples[site] = float(weight)
 

@@ -71,8 +71,10 @@ def cases_by_model(records: Sequence[Record]) -> dict[str, dict[str, list[CaseRe
             models.setdefault(model, {}).setdefault(row["label"], []).append(
                 CaseRecord.from_dict(row)
             )
+    everything = set().union(*models.values())
     for model, structures in models.items():
-        if len(structures) > 1:
+        # over the structures of the whole study, or means of different ones would be compared
+        if len(everything) > 1 and structures.keys() == everything:
             structures[MEAN] = _case_means(records, model, num_structures=len(structures))
     return models
 

@@ -129,7 +129,8 @@ def _means(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Return the rows of the mean of all structures, or those of the only structure."""
     table = comparison_table(records)
     labels = {row["label"] for row in table}
-    return [row for row in table if row["label"] == MEAN or len(labels) == 1]
+    means = [row for row in table if row["label"] == MEAN or len(labels) == 1]
+    return [row for row in means if row["dice_mean"] is not None]
 
 
 def _point(x: float, row: Mapping[str, Any]) -> Interval:

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from medseg_kit.data.datalist import DATALIST_NAME, read_datalist, write_datalist
+from medseg_kit.data.datalist import DATALIST_NAME, SITE_FILE, read_datalist, write_datalist
 from medseg_kit.data.splits import seeded_order
 from medseg_kit.typing import PathLike, UserError
 
@@ -21,7 +21,8 @@ def limit_labels(
 ) -> Path:
     """Write a data set whose training labels are those of `num_subjects` patients; return it.
 
-    Images and labels are links to the original files. Growing budgets hold nested patients.
+    Images, labels and ``site.yaml`` are links to the original files. Growing budgets hold nested
+    patients.
 
     Args:
         dataset_dir: Prepared data set.
@@ -41,8 +42,8 @@ def limit_labels(
     folder.mkdir(parents=True, exist_ok=True)
     for child in source.iterdir():
         link = folder / child.name
-        if child.is_dir() and not link.exists():
-            link.symlink_to(child, target_is_directory=True)
+        if (child.is_dir() or child.name == SITE_FILE) and not link.exists():
+            link.symlink_to(child, target_is_directory=child.is_dir())
     write_datalist(folder, content)
     return folder
 
@@ -74,6 +75,8 @@ def labelled_subjects(
 def data_digest(folder: PathLike) -> str:
     """Return the sha256 of a data set's datalist (it holds the files' sums), or of its sites'.
 
+    The ``site.yaml`` beside a list counts as well.
+
     Args:
         folder: Prepared data set, or folder of site folders.
 
@@ -91,7 +94,8 @@ def data_digest(folder: PathLike) -> str:
             f"{path} holds no {DATALIST_NAME}; prepare the data with `medseg data prepare`"
         )
     digest = hashlib.sha256()
-    for item in lists:
+    own = [item.with_name(SITE_FILE) for item in lists]
+    for item in [*lists, *(file for file in own if file.is_file())]:
         digest.update(item.relative_to(path).as_posix().encode() + b"\0" + item.read_bytes())
     return digest.hexdigest()
 

@@ -23,7 +23,7 @@ from medseg_kit.registration.layout import registration_digest
 from medseg_kit.study.checks import TRAINING, check_runs
 from medseg_kit.study.labels import data_digest
 from medseg_kit.study.spec import Job, RunSpec, Study, jobs
-from medseg_kit.study.stages import discard_training
+from medseg_kit.study.stages import discard_training, existing_weights
 from medseg_kit.typing import PathLike, UserError
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
     """Return everything that a run depends on, with the digest that identifies it.
 
     The digest covers the run's entries, what the configuration files say that it uses (not their
-    comments), the sums of its data and of its registration, and the package's version.
+    comments), the sums of its data and of its registration, the weights that it evaluates and
+    other files that it names, and the package's version.
 
     Raises:
         UserError: If the bundle or a data set does not exist.
@@ -146,10 +147,17 @@ def describe_job(study: Study, job: Job) -> dict[str, Any]:
         if path.is_file():
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             digest.update(json.dumps(content, sort_keys=True, default=str).encode())
-    if job.weights and Path(job.weights).is_file():
-        digest.update(Path(job.weights).read_bytes())
+    for path in _files_used(job):
+        digest.update(path.read_bytes())
     here = {"spec": asdict(spec), "test": dict(study.test), "identity": digest.hexdigest()}
     return {**plan, **here}
+
+
+def _files_used(job: Job) -> list[Path]:
+    """Return the files beside configuration and data that a run's result depends on."""
+    named = [Path(path) for name, path in job.spec.paths.items() if name != "registration"]
+    weights = existing_weights(job)["weights"] if job.spec.mode == "evaluate" else None
+    return [path for path in (*named, *([Path(weights)] if weights else ())) if path.is_file()]
 
 
 def config_files(spec: RunSpec) -> list[Path]:

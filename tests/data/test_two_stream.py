@@ -129,3 +129,10 @@ def test_two_stream__resumed_epochs_equal_those_of_one_run(data: SliceDataset) -
     engine.run()
     assert len(whole) == 24
     assert resumed == whole[8:]
+
+
+@pytest.mark.parametrize(("labelled_batch_size", "number"), [(2, 3), (5, 1)])
+def test_two_stream__counts_the_volumes_that_it_uses(
+    data: SliceDataset, labelled_batch_size: int, number: int
+) -> None:
+    assert loader(data, labelled_batch_size=labelled_batch_size).num_samples == number

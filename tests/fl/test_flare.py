@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 
 import pytest
 import torch
@@ -86,8 +87,11 @@ def test_export__job_names_the_bundle_only(bundle, tmp_path):
     text = "".join((job / name).read_text() for name in files)
     assert str(tmp_path) not in text
     client = json.loads((job / files[0]).read_text())["executors"][0]["executor"]["args"]
-    assert "{WORKSPACE}/local/medseg_site.yaml" in client["command"]
-    assert client["command"][-4:] == ["--set", "learning_rate=0.01", "--method", "segviz"]
+    assert client == {
+        "bundle": "toy_bundle",
+        "method": "segviz",
+        "overrides": {"learning_rate": 0.01},
+    }
     server = json.loads((job / files[1]).read_text())["workflows"][0]["args"]
     assert (server["bundle"], server["sites"]) == ("toy_bundle", ["a", "b"])
     with pytest.raises(UserError, match="exists already"):
@@ -102,6 +106,8 @@ def test_export__job_names_the_bundle_only(bundle, tmp_path):
         ({"learning_rate": "$print(1)"}, "plain values only"),
         ({"amp": "{SECRET}"}, "plain values only"),
         ({"organs": ["a"]}, "numbers, words and true or false"),
+        ({"bundle_root": "evil"}, "may not name a place"),
+        ({"amp": "../../x"}, "may not name a place"),
     ],
 )
 def test_scalar_overrides__refuses_code(overrides, message):
@@ -124,9 +130,36 @@ def test_exchange__round_trip_keeps_bits_and_shapes():
     assert digest(reply.state) == digest(state)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"bundle": "/tmp/evil"}, {"bundle": "../evil"}, {"method": "a,../../evil"}, {"method": "a b"}],
+)
+def test_executor__starts_the_installed_client_for_names_only(changes):
+    from medseg_kit.fl.adapters.flare.executor import SiteExecutor
+
+    good = {"bundle": "toy_bundle", "seed": 4, "method": "segviz,fedprox", "overrides": {"x": 1}}
+    command = SiteExecutor(**good).command("site.yaml")
+    assert command[:4] == [sys.executable, "-u", "-m", "medseg_kit.fl.adapters.flare.client"]
+    assert " ".join(command[4:]) == (
+        "--site_file site.yaml --bundle toy_bundle --seed 4 --set x=1 --method segviz,fedprox"
+    )
+    with pytest.raises(UserError, match="is no name"):
+        SiteExecutor(**good | changes)
+
+
+def test_site_file__a_job_gives_no_path_of_a_bundle(bundle, tmp_path):
+    from medseg_kit.fl.adapters.flare.client import read_site_config
+
+    path = tmp_path / "medseg_site.yaml"
+    path.write_text(f"dataset_dir: {tmp_path}\n")
+    job = argparse.Namespace(bundle=os.fspath(bundle), method=None, seed=0, set=[])
+    with pytest.raises(UserError, match="a path is the site's own to give"):
+        read_site_config(path, name="a", job=job)
+
+
 def _job(bundle):
     return argparse.Namespace(
-        bundle=os.fspath(bundle), method="segviz", seed=4, set=["learning_rate=0.5"]
+        bundle=bundle.name, method="segviz", seed=4, set=["learning_rate=0.5"]
     )
 
 
@@ -134,7 +167,8 @@ def test_site_file__holds_the_paths_and_the_sites_own_rules(bundle, tmp_path):
     from medseg_kit.fl.adapters.flare.client import read_site_config
 
     path = tmp_path / "medseg_site.yaml"
-    path.write_text(f"dataset_dir: {tmp_path / 'data'}\nmin_cases: 7\noverrides: {{x: 1}}\n")
+    own = f"bundle: {bundle}\nmin_cases: 7\noverrides: {{x: 1}}\n"
+    path.write_text(f"dataset_dir: {tmp_path / 'data'}\n{own}")
     config = read_site_config(path, name="a", job=_job(bundle))
     assert (config.dataset_dir, config.min_cases) == (tmp_path / "data", 7)
     assert config.output_dir == tmp_path / "medseg"

@@ -28,6 +28,21 @@ def test_scrub__removes_paths_and_patients(text):
     assert "/" not in cleaned
 
 
+def test_scrub__folders_with_spaces_and_names_beside_underscores():
+    text = "/data/Doe John Peter/x does not exist; patient-17_frame01 and patient-17_ED_to_a"
+    cleaned = scrub(text, ["patient-17"], ["/data/Doe John Peter", "."])
+    assert cleaned == "<path> does not exist; <case>_frame01 and <case>_ED_to_a"
+
+
+def test_shareable_metrics__counts_the_cases_behind_a_value():
+    """A case without the organ has no Dice: of five cases one may be all that a mean tells of."""
+    counts = {"num_cases": 5, "min_cases": 5}
+    shared, why = shareable_metrics({"dice": 0.5}, **counts, counted={"dice": 1})
+    assert (shared, why) == ({}, "fewer than min_cases=5 validation cases show an organ")
+    shared, _ = shareable_metrics({"dice": 0.5, "loss": 1.0}, **counts, counted={"dice": 4})
+    assert shared == {"loss": 1.0}
+
+
 def test_scrub__keeps_the_message_and_bounds_it():
     assert scrub("expected 3 channels,\n got 4") == "expected 3 channels, got 4"
     assert len(scrub("word " * 500)) == 300

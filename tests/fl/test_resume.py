@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from toy_federation import make_site, subprocess_environment
 from medseg_kit import files
 from medseg_kit.fl import store
 from medseg_kit.fl.client import SiteClient
+from medseg_kit.fl.memory import SiteMemory
 from medseg_kit.fl.plan import read_plan
 from medseg_kit.fl.simulation import simulate
 from medseg_kit.fl.state import digest
@@ -163,3 +165,29 @@ def test_resume__a_federation_without_a_complete_round_is_begun_anew(bundle, tmp
     options = toy_options(rounds=1, seed=3)
     summary = simulate(bundle, tmp_path / "sites", tmp_path / "out", options=options)
     assert (summary["num_rounds"], summary["seed"]) == (1, 3)
+
+
+def _memory(folder):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    state = SimpleNamespace(epoch_length=1, epoch=0, iteration=0)
+    trainer = SimpleNamespace(optimizer=optimizer, state=state)
+    private = {"round": torch.tensor(0)}
+    return SiteMemory(trainer, None, folder, policy="keep", private=private)
+
+
+def test_memory__keeps_what_a_round_began_from_until_the_next(tmp_path):
+    """A site missed round 3; the server was killed before it saved round 4, and asks again."""
+    site = _memory(tmp_path)
+    for number in (1, 2, 4):
+        site.begin("run", number, 9, 1)
+        site.private = {"round": torch.tensor(number)}
+        site.end("run", number)
+    again = _memory(tmp_path)
+    again.begin("run", 4, 9, 1)
+    assert again.private["round"] == 2
+    other = _memory(tmp_path)  # another federation of the same site
+    other.begin("other", 1, 9, 1)
+    other.end("other", 1)
+    third = _memory(tmp_path)
+    third.begin("run", 5, 9, 1)
+    assert third.private["round"] == 4

@@ -99,6 +99,7 @@ def test_misspelt_override__is_an_error(bundle, sites, tmp_path):
     [
         ({"method": "segvis"}, "method 'segvis' is unknown to toy_bundle; it has .*segviz"),
         ({"rounds": 0}, r"rounds must be at least 1 \(is 0\)"),
+        ({"overrides": {"val_interval": 0}}, "val_interval must be at least 1 round"),
         ({"overrides": {"client_state": "forget"}}, "client_state one of keep, reset"),
         ({"overrides": {"strategy": {"_target_": "torch.nn.Identity"}}}, "is a Identity"),
         ({"initial_weights": "nowhere.pt"}, "nowhere.pt does not exist"),

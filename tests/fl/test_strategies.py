@@ -22,7 +22,7 @@ def _info(name, keys, *, samples=1, annotated=()):
 
 def _round(strategy, answers, *, samples=None, number=1):
     for site, state in answers.items():
-        strategy.accept(number, site, state, (samples or {}).get(site, 1), {})
+        strategy.accept(number, site, state, (samples or {}).get(site, 1))
     return strategy.finish(number)
 
 

@@ -114,6 +114,16 @@ def test_methods__single_organ_runs_complement_each_other():
         comparison_table(twice)
 
 
+def test_comparison_table__no_mean_over_fewer_structures_than_others_have():
+    """A method whose run for one organ has failed is not compared by the mean of the others."""
+    records = [record(f"a_{organ}", BETTER, method="a", label=organ) for organ in ("liver", "lung")]
+    records += [record("b_liver", BETTER, method="b")]
+    means = {row["method"] for row in comparison_table(records) if row["label"] == "mean"}
+    assert means == {"a"}
+    tests = paired_tests(records, reference="a")
+    assert {row["label"] for row in tests} == {"liver"}
+
+
 def test_budget_check__equal_stated_and_unequal():
     records = [record("a", BETTER), record("b", WORSE), record("external", WORSE, steps=None)]
     assert budget_check(records)["equal"]

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from medseg_kit.fl.site import read_site_file
 from medseg_kit.study.labels import data_digest, limit_labels
 from medseg_kit.typing import UserError
 from tests.study.conftest import save_label, two_organs, write_datalist
@@ -84,3 +85,11 @@ def test_data_digest__follows_the_datalist(training_set):
 def test_limit_labels__listed_order_without_a_seed(training_set, tmp_path):
     view = limit_labels(training_set, tmp_path / "v", num_subjects=2, keep_unlabelled=True)
     assert labelled(view) == {"p0", "p1"}
+
+
+def test_limit_labels__a_site_keeps_its_own_file(training_set, tmp_path):
+    before = data_digest(training_set)
+    (training_set / "site.yaml").write_text("overrides: {batch_size: 2}\n")
+    assert data_digest(training_set) != before
+    view = limit_labels(training_set, tmp_path / "view", num_subjects=1, keep_unlabelled=True)
+    assert read_site_file(view) == {"batch_size": 2}

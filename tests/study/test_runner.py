@@ -88,6 +88,18 @@ def test_study__weights_made_by_a_run_of_the_same_study(dataset, tmp_path, monke
     assert states == ["started", "done"] * 2 + ["finished before"] * 2
 
 
+def test_describe_job__the_bundles_own_weights_count(dataset, tmp_path, repository, monkeypatch):
+    shutil.copytree(
+        repository / "bundles" / "hippocampus_mr_segviz", tmp_path / "bundles" / "own_segviz"
+    )
+    weights = tmp_path / "bundles" / "own_segviz" / "models" / "model.pt"
+    runs = [{"name": "shipped", "mode": "evaluate"}]
+    study = load_study(study_file(tmp_path, runs, bundle=str(weights.parents[1])))
+    before = describe_job(study, next(iter(jobs(study))))["identity"]
+    weights.write_bytes(weights.read_bytes() + b"other")
+    assert describe_job(study, next(iter(jobs(study))))["identity"] != before
+
+
 def check_record(record):
     for key in (
         "configuration",

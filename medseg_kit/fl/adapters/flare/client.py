@@ -49,7 +49,7 @@ def read_site_config(path: Path, *, name: str, job: argparse.Namespace) -> SiteC
         raise UserError(f"{path}: give dataset_dir, and of {', '.join(SITE_KEYS)} what you need")
     return SiteConfig(
         name=name,
-        bundle=resolve_bundle(content.get("bundle", job.bundle)),
+        bundle=resolve_bundle(content.get("bundle") or _named(job.bundle)),
         dataset_dir=Path(content["dataset_dir"]),
         output_dir=Path(content.get("output_dir", path.parent / "medseg")),
         method=job.method,
@@ -60,6 +60,13 @@ def read_site_config(path: Path, *, name: str, job: argparse.Namespace) -> SiteC
         site_overrides=content.get("overrides", {}),
         min_cases=int(content.get("min_cases", DEFAULT_MIN_CASES)),
     )
+
+
+def _named(bundle: str) -> str:
+    """Return the name of a bundle; a job chooses among those that the site has installed."""
+    if Path(bundle).name != bundle or bundle in (".", ".."):
+        raise UserError(f"the job names the bundle {bundle!r}: a path is the site's own to give")
+    return bundle
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 META = "medseg"
 CODE_MARKS = ("$", "@", "%")
 CODE_IDS = ("_target_", "_requires_", "imports", "initialize", "run", "finalize")
+PLACES = ("_dir", "_path", "_root", "checkpoint", "registration")  # ends of ids that name a place
 
 
 def to_model(message: Request | Reply) -> FLModel:
@@ -69,6 +70,12 @@ def scalar_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
         parts = identifier.replace("::", "#").split("#")
         if any(part in CODE_IDS for part in parts):
             raise UserError(f"override {identifier}: a job may not change what a site runs")
+        is_path = isinstance(value, str) and any(mark in value for mark in ("/", "\\", ".."))
+        if is_path or parts[-1].endswith(PLACES):
+            raise UserError(
+                f"override {identifier}={value}: a job may not name a place at a site; a site names"
+                " its own in its site file"
+            )
         if isinstance(value, str) and (value.startswith(CODE_MARKS) or set(value) & set("{}")):
             raise UserError(f"override {identifier}={value}: a job may carry plain values only")
         if not isinstance(value, bool | int | float | str):

@@ -14,8 +14,6 @@ from typing import Any
 
 import yaml
 from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
-from nvflare.app_common.executors.client_api_executor import ClientAPIExecutor, ExecutionMode
-from nvflare.client.config import ExchangeFormat
 from nvflare.job_config.api import FedJob
 from tqdm import tqdm
 
@@ -24,21 +22,21 @@ from medseg_kit.data.datalist import site_folders
 from medseg_kit.files import write_json
 from medseg_kit.fl.adapters.flare.controller import ERROR_FILE, FederationController
 from medseg_kit.fl.adapters.flare.exchange import scalar_overrides
+from medseg_kit.fl.adapters.flare.executor import (
+    SITE_FILE_NAME,
+    SITE_FILES_VARIABLE,
+    SiteExecutor,
+)
 from medseg_kit.fl.ledger import read_ledger
 from medseg_kit.fl.plan import Options, read_plan
 from medseg_kit.fl.site import read_site_file
 from medseg_kit.fl.store import IDENTITY_FILE, ServerStore
 from medseg_kit.typing import PathLike, UserError
 
-CLIENT_MODULE = "medseg_kit.fl.adapters.flare.client"
-# what an administrator allows: one class of the installed package, and FLARE's own executor
-CLASSES = [
-    f"{FederationController.__module__}.{FederationController.__name__}",
-    f"{ClientAPIExecutor.__module__}.{ClientAPIExecutor.__name__}",
-]
-SITE_FILE = "{WORKSPACE}/local/medseg_site.yaml"  # FLARE fills in the site's own workspace
+# what an administrator allows: these classes of the installed package, none of FLARE's
+CLASSES = [f"{kind.__module__}.{kind.__name__}" for kind in (FederationController, SiteExecutor)]
+SITE_FILE = f"local/{SITE_FILE_NAME}"  # in the site's FLARE workspace
 TASK_REQUEST_INTERVAL_S = 0.1  # FLARE's 2 s dominate small rounds
-STARTUP_S = 300
 SIMULATOR = "nvflare.private.fed.app.simulator.simulator"
 
 
@@ -48,25 +46,25 @@ def make_job(
     *,
     sites: list[str] | None = None,
     out: str = "",
-    site_file: str = SITE_FILE,
-    python: str = "python3",
+    task_timeout_s: int = 0,
 ) -> FedJob:
     """Return the job of a federation; it holds no code and no path of a site.
 
     Args:
-        bundle: Name of the bundle that server and sites have installed.
+        bundle: Name of the bundle that server and sites have installed, or its folder at the
+            server; sites get its name.
         options: The user's decisions.
         sites: Names of the sites; those connected at the start if None.
         out: Output folder at the server; in the job's run folder if empty.
-        site_file: The file that each site owns.
-        python: The interpreter that a site starts.
+        task_timeout_s: Longest wait for the answers to one request; 0 waits for ever.
 
     Raises:
         UserError: If an override is more than a scalar.
     """
     overrides = scalar_overrides(options.overrides)
-    # the job goes on without a site as long as the quorum holds; the controller counts
-    job = FedJob(name=Path(bundle).name, min_clients=1)
+    # FLARE begins with that many sites and the controller counts them in every round
+    quorum = options.quorum or (len(sites) // 2 + 1 if sites else 1)
+    job = FedJob(name=Path(bundle).name, min_clients=quorum)
     job.set_app_packages(["medseg_kit"])  # installed at the sites, never shipped
     chosen = {
         "rounds": options.rounds,
@@ -78,19 +76,16 @@ def make_job(
     }
     if options.initial_weights is not None:
         chosen["initial_weights"] = os.fspath(options.initial_weights)
-    job.to_server(FederationController(bundle=bundle, options=chosen, sites=sites, out=out))
+    controller = FederationController(
+        bundle=bundle, options=chosen, sites=sites, out=out, task_timeout_s=task_timeout_s
+    )
+    job.to_server(controller)
     job.to_server({"server": {"task_request_interval": TASK_REQUEST_INTERVAL_S}})
-    command = [python, "-u", "-m", CLIENT_MODULE, "--site_file", site_file]
-    command += ["--bundle", bundle, "--seed", str(options.seed)]
-    for identifier, value in overrides.items():
-        command += ["--set", f"{identifier}={json.dumps(value)}"]
-    command += ["--method", options.method] if options.method else []
-    executor = ClientAPIExecutor(
-        execution_mode=ExecutionMode.EXTERNAL_PROCESS,
-        command=command,
-        launch_timeout=STARTUP_S,
-        params_exchange_format=ExchangeFormat.NUMPY,
-        server_expected_format=ExchangeFormat.NUMPY,
+    executor = SiteExecutor(
+        bundle=Path(bundle).name,
+        seed=options.seed,
+        method=options.method or "",
+        overrides=overrides,
     )
     job.to_clients(executor, tasks=["train"])
     return job
@@ -102,6 +97,8 @@ def export(
     *,
     options: Options | None = None,
     sites: list[str] | None = None,
+    server_out: str = "",
+    task_timeout_s: int = 0,
 ) -> Path:
     """Write the job folder for real sites and return it.
 
@@ -110,6 +107,9 @@ def export(
         out: Folder for the job.
         options: The user's decisions.
         sites: Names of the sites; those connected at the start if None.
+        server_out: Folder at the server, from which a job that is submitted again continues; a
+            new one in the job's run folder if empty.
+        task_timeout_s: As in `make_job`.
 
     Raises:
         UserError: If bundle or options do not fit together, or ``out`` exists already.
@@ -123,7 +123,8 @@ def export(
         raise UserError(f"{target} exists already; give another --out")
     temporary = target.parent / f".{target.name}.writing"
     shutil.rmtree(temporary, ignore_errors=True)
-    make_job(name, options, sites=sites).export_job(str(temporary))
+    job = make_job(name, options, sites=sites, out=server_out, task_timeout_s=task_timeout_s)
+    job.export_job(str(temporary))
     (temporary / name).replace(target)
     temporary.rmdir()
     return target
@@ -161,6 +162,7 @@ def simulate(
     for name, dataset_dir in folders.items():
         content = {
             "dataset_dir": str(Path(dataset_dir).absolute()),
+            "bundle": str(root),
             "output_dir": str(folder / "sites" / name),
             "min_cases": options.min_cases,
             "overrides": read_site_file(Path(dataset_dir)),
@@ -173,8 +175,6 @@ def simulate(
         options,
         sites=sorted(folders),
         out=str(folder),
-        site_file=str(work / "sites" / "{SITE_NAME}.yaml"),
-        python=sys.executable,
     )
     allowed = [*DEFAULT_CLASS_ALLOW_LIST, *CLASSES]
     write_json(work / "workspace" / "local" / "resources.json", {"class_allow_list": allowed})
@@ -189,9 +189,12 @@ def _run_simulator(work: Path, names: list[str], out: Path, log: Path, rounds: i
     (job,) = (work / "job").iterdir()
     command = [sys.executable, "-m", SIMULATOR, str(job), "-w", str(work / "workspace")]
     command += ["-c", ",".join(names), "-t", str(len(names))]
+    environment = {**os.environ, SITE_FILES_VARIABLE: str(work / "sites" / "{site}.yaml")}
     with (
         log.open("w", encoding="utf-8") as stream,
-        subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=work) as process,
+        subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, cwd=work, env=environment
+        ) as process,
         tqdm(total=rounds, unit="round", disable=not rounds) as bar,
     ):
         while process.poll() is None:
