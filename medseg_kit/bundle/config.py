@@ -108,7 +108,8 @@ def check_overrides(argv: Sequence[str] | None = None) -> None:
     for key, value in texts.items():
         if value in ("true", "false"):  # python-fire passes on the word, which counts as true
             raise SystemExit(f"error: --{key} {value} is text here; write {value.capitalize()}")
-        if value == "None" and _value(config, key) is not None:  # MONAI leaves such an option out
+        is_none = _normalise(key) in ConfigParser({**config}) and _value(config, key) is None
+        if value == "None" and not is_none:  # MONAI leaves such an option out
             raise SystemExit(f"error: MONAI ignores --{key} None; write --{key} '$None'")
     overrides = {key: _as_fire(value) for key, value in texts.items()}
     fault = _fault(config, overrides, ", ".join(path.name for path in files))

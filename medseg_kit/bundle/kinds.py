@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from monai.bundle import ConfigParser
 from monai.bundle.utils import EXPR_KEY, ID_REF_KEY, ID_SEP_KEY, MACRO_KEY
@@ -13,7 +14,9 @@ from medseg_kit.bundle.targets import find_target, iterate_items, parameters_of
 
 # How MONAI's references, expressions and macros begin: text for any value
 _EVALUATED = (ID_REF_KEY, EXPR_KEY, MACRO_KEY)
-_TEXT = re.compile(r"\b(str|PathLike|Any|object)\b")  # in what a parameter is declared to be
+_TEXT = re.compile(
+    r"\b(str|PathLike|Literal|Any|object)\b"
+)  # in what a parameter is declared to be
 
 
 def wanted_kind(config: Mapping[str, Any], identifier: str, value: Any) -> str | None:
@@ -56,4 +59,17 @@ def _declared(config: Mapping[str, Any], identifier: str) -> Iterator[str]:
         target = component.get("_target_") if isinstance(component, Mapping) else None
         found = find_target(target) if isinstance(target, str) else None
         if found is not None and argument in (parameters := parameters_of(found)):
-            yield str(parameters[argument].annotation)
+            yield _annotation(found, parameters[argument])
+
+
+def _annotation(found: Any, parameter: inspect.Parameter) -> str:
+    """Return what a parameter is declared to be, aliases resolved; "Any" if nothing is said."""
+    owners = [getattr(kind, "__init__", kind) for kind in getattr(found, "__mro__", ())]
+    for owner in (*owners, found):
+        try:
+            hints = get_type_hints(owner)
+        except (NameError, TypeError, AttributeError):  # names for type checkers alone
+            continue
+        if parameter.name in hints:
+            return str(hints[parameter.name])
+    return "Any" if parameter.annotation is parameter.empty else str(parameter.annotation)

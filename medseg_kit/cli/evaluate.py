@@ -42,7 +42,7 @@ def evaluate(
 
     from medseg_kit.metrics.policy import EMPTY_MASK_SCORES
     from medseg_kit.report.evaluation import format_summary, write_evaluation
-    from medseg_kit.study.evaluation import predicted, score_predictions
+    from medseg_kit.study.evaluation import in_short, predicted, score_predictions
     from medseg_kit.study.references import find_references
     from medseg_kit.typing import UserError
 
@@ -52,7 +52,7 @@ def evaluate(
     present, missing = predicted(pred, references)
     records, problems = score_predictions(pred, present, policy=policy)
     if not records:
-        raise UserError("; ".join(problems.values()))
+        raise UserError(in_short(problems))
     summary = write_evaluation(
         out, records, policy=policy, not_predicted=missing, not_scored=problems
     )

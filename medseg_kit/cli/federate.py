@@ -105,7 +105,8 @@ def export(  # noqa: PLR0913 - the options of a command line
         seed: Seed of everything random.
         set: Plain values for the configuration of all sites, e.g. `--set learning_rate=1e-3`.
         sites: Comma-separated names of the sites; those connected at the start by default.
-        quorum: Fewest sites that must answer in a round; more than half by default.
+        quorum: Fewest sites that must answer in a round, and be connected for the job to begin; by
+            default more than half of those named, else of those connected at the start.
         server_out: Folder at the server for weights and ledger: the job continues from there when
             it is submitted again. By default each submission begins anew, in its own run folder.
         task_timeout: Seconds after which a round goes on without a site that is connected and does

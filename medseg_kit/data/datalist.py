@@ -163,7 +163,7 @@ def load_datalist(
         whole, chosen = len(chosen), [case for case in chosen if "label" in case]
         if len(chosen) < whole:
             logger.info("%s: %d cases without a label left out", section, whole - len(chosen))
-        if whole and not chosen:
+        if required and whole and not chosen:
             raise UserError(
                 f"none of the {whole} {section} cases of {folder / DATALIST_NAME} has a label;"
                 " this training needs one"

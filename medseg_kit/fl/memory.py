@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from medseg_kit.typing import StateDict
 
 CLIENT_STATES = ("keep", "reset")
+PAUSE_S = 30 * 86_400  # how long the state of a federation that does not go on is kept
 
 
 class SiteMemory:
@@ -90,15 +92,18 @@ class SiteMemory:
         """Keep the state after a round, in memory and on disk.
 
         The state that the round began from stays as well: the server may stop before it has saved
-        this round, and then asks for it again. Files of other federations are left alone.
+        this round, and then asks for it again. Files of other federations, which may be paused,
+        stay for 30 days.
         """
         state = self._capture()
         save_torch(self._path(run_id, round_number), state)
         self._random = state["random"]
         self._live = (run_id, round_number)
         keep = {self._began_from, self._path(run_id, round_number)}
-        for path in self.folder.glob(f"round_*_{run_id}.pt"):
-            if path not in keep:
+        oldest = time.time() - PAUSE_S
+        for path in self.folder.glob("round_*.pt"):
+            own = path.name.endswith(f"_{run_id}.pt")
+            if path not in keep and (own or path.stat().st_mtime < oldest):
                 path.unlink()
 
     def _path(self, run_id: str, round_number: int) -> Path:

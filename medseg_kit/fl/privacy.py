@@ -32,8 +32,8 @@ def scrub(text: str, identifiers: Iterable[str] = (), places: Iterable[str] = ()
     """
     line = " ".join(text.split())
     for place in sorted(set(places), key=len, reverse=True):
-        if place.strip("/\\."):
-            line = re.sub(rf"{re.escape(place)}[^\s'\"]*", "<path>", line)
+        if "/" in place.strip("/.") or "\\" in place:  # else a word that may stand anywhere
+            line = re.sub(rf"(?<![\w/\\]){re.escape(place)}[^\s'\"]*", "<path>", line)
     for pattern, replacement in _REPLACEMENTS:
         line = pattern.sub(replacement, line)
     for name in sorted(set(identifiers), key=len, reverse=True):

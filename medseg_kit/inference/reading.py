@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,13 +133,10 @@ def _read_nifti(path: Path, digest: str) -> Volume:
 
 
 def _decompress(raw: bytes) -> bytes:
-    content = b""
-    while raw[:2] == b"\x1f\x8b":  # one member, or several (bgzip)
-        stream = zlib.decompressobj(wbits=31)
-        content += stream.decompress(raw)
-        if not stream.eof:
-            raise UserError("the compressed file ends early; copy it again")
-        raw = stream.unused_data
+    try:  # one member, or several (bgzip)
+        content = gzip.GzipFile(fileobj=io.BytesIO(raw)).read()
+    except EOFError as error:
+        raise UserError("the compressed file ends early; copy it again") from error
     return content
 
 

@@ -41,8 +41,8 @@ class SliceInferer(Inferer):
         fast: Compute in bfloat16; labels differ slightly from those of full precision.
 
     Raises:
-        ValueError: If ``slice_axis`` is not 0, 1 or 2, or ``interpolation`` or ``direction`` is
-            unknown.
+        ValueError: If ``slice_axis`` is not 0, 1 or 2, ``interpolation`` or ``direction`` is
+            unknown, or an axis and a direction are given.
     """
 
     def __init__(
@@ -65,6 +65,11 @@ class SliceInferer(Inferer):
         if slice_axis not in (None, 0, 1, 2):
             raise ValueError(f"slice_axis must be 0, 1 or 2 (a stored axis), got {slice_axis}")
         check_direction(direction)
+        if direction is not None and slice_axis is not None:
+            raise ValueError(
+                f"slice_axis ({slice_axis}) and direction ({direction!r}) both say how to cut; give"
+                " one of them (slice_direction: null in a bundle's configuration)"
+            )
         self.slice_axis = slice_axis
         self.direction = direction
         self.slice_size = None if slice_size is None else tuple(slice_size)

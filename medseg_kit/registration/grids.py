@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from medseg_kit.transforms.planes import across, through_plane
+from medseg_kit.transforms.planes import across, single_slice, through_plane
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def network_grid(
     """
     shape = [int(side) for side in size]
     spacing = torch.linalg.vector_norm(affine[:3, :3], dim=0).tolist()
-    if direction is None:
+    if direction is None or single_slice(shape) is not None:
         stored_axis = through_plane(shape, spacing)
     else:
         stored_axis = across(affine.numpy(), direction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,14 @@ def evaluate_predictions(
     """
     records, problems = score_predictions(pred_dir, references, policy=policy)
     if problems:
-        raise UserError("; ".join(problems.values()))
+        raise UserError(in_short(problems))
     return records
+
+
+def in_short(problems: Mapping[str, str]) -> str:
+    """Return the first problems of many as one line."""
+    more = f"; and {len(problems) - MAX_NAMES} more" if len(problems) > MAX_NAMES else ""
+    return "; ".join(list(problems.values())[:MAX_NAMES]) + more
 
 
 def score_predictions(
@@ -155,9 +161,13 @@ def _values_by_name(pred_path: Path, reference: Reference) -> dict[str, tuple[in
     name = pred_path.name
     stem = next((name[: -len(end)] for end in IMAGE_SUFFIXES if name.lower().endswith(end)), name)
     named = read_record(pred_path.with_name(f"{stem}.json")).get("labels")
-    if not isinstance(named, dict) or not set(named.values()) & set(reference.values):
+    values = {
+        organ: int(value)
+        for value, organ in (named.items() if isinstance(named, dict) else ())
+        if isinstance(organ, str) and value.isdigit()
+    }
+    if not values.keys() & reference.values.keys():
         return {organ: (value, value) for organ, value in reference.values.items()}
-    values = {organ: int(value) for value, organ in named.items()}
     if unknown := [organ for organ in reference.values if organ not in values]:
         raise UserError(
             f"{pred_path} has no {', '.join(unknown)}, only {', '.join(values)}; choose the"

@@ -66,12 +66,17 @@ def run_study(
     recording = threading.Lock()
 
     def do(job: Job) -> None:
+        plan = plans[job.name]
+        if job.weights:  # which another run of this study may have made, or made anew, by now
+            plan = describe_job(study, job)
+            finished = finished_records(folder, {job.name: plan["identity"]})
+            with recording:
+                done.pop(job.name, None)
+                done.update(finished)
         if job.name in done:
             report(job, "finished before")
             return
         report(job, "started")
-        # weights that another run of this study has made by now are part of what a run is
-        plan = describe_job(study, job) if job.weights else plans[job.name]
         record, problem = run_job(folder / "runs" / job.name, plan)
         report(job, "failed" if record is None else "done")
         with recording:

@@ -42,12 +42,22 @@ def through_plane(shape: Sequence[int], spacing: Sequence[float]) -> int:
     >>> through_plane((216, 256, 1), (1.5, 1.5, 1.0))
     2
     """
-    single = [axis for axis, size in enumerate(shape) if size == 1]
-    if single:
-        return single[-1]
+    only = single_slice(shape)
+    if only is not None:
+        return only
     largest = max(spacing)
     tied = [axis for axis, size in enumerate(spacing) if size >= largest * (1 - _TIE)]
     return min(tied, key=lambda axis: (shape[axis], -axis))
+
+
+def single_slice(shape: Sequence[int]) -> int | None:
+    """Return the axis of one voxel of a volume that holds a single slice; None if it holds more.
+
+    Args:
+        shape: Voxels an axis.
+    """
+    single = [axis for axis, size in enumerate(shape) if size == 1]
+    return single[-1] if single else None
 
 
 def slicing_axis(
@@ -62,9 +72,13 @@ def slicing_axis(
             file was read.
         slice_axis: Stored axis of the file to slice along; chosen by `through_plane` if None.
         direction: "R", "A" or "S": slice across that direction of the body instead, whatever the
-            spacing: "S" for axial slices. A plain tensor is taken to lie in RAS.
+            spacing: "S" for axial slices; a single slice stays one. A plain tensor is taken to lie
+            in RAS.
     """
     shape = tuple(volume.shape[-3:])
+    only = single_slice(shape)
+    if direction is not None and only is not None:
+        return only
     if not isinstance(volume, MetaTensor):
         if direction is not None:
             return DIRECTIONS[direction]

@@ -120,12 +120,17 @@ def test_load_config__a_number_for_which_a_component_takes_text():
         "abdomen_multimodal_cowpro", ["train.yaml"], overrides={"mr_body": "otsu"}
     )
     assert changed["mr_body"] == "otsu"
+    files = ["train.yaml", "methods/masked_images.yaml"]  # labelled: 0, a Budget
+    changed = load_config("cardiac_mr_semi_supervised", files, overrides={"labelled": "all"})
+    assert changed["labelled"] == "all"
 
 
 def test_check_overrides__none_which_monai_leaves_out(toy_bundle):
     with pytest.raises(SystemExit, match=r"write --learning_rate '\$None'"):
         check_overrides(_argv(toy_bundle, "--learning_rate", "None"))
     check_overrides(_argv(toy_bundle, "--learning_rate", "$None"))
+    with pytest.raises(SystemExit, match="MONAI ignores"):  # its default is another
+        check_overrides(_argv(toy_bundle, "--network_def#stride", "None"))
 
 
 def test_check_overrides__reads_args_file(toy_bundle, tmp_path):

@@ -19,6 +19,7 @@ from medseg_kit.data.budgets import labelled_flags
 from medseg_kit.data.datalist import load_datalist, read_datalist
 from medseg_kit.data.findings import DataProblemsError
 from medseg_kit.data.plan import make_plan
+from medseg_kit.data.pooling import load_pooled_datalist
 from medseg_kit.data.prepare import prepare_dataset
 from medseg_kit.data.verify import verify_dataset
 from medseg_kit.data.volumes import file_sha256
@@ -156,6 +157,10 @@ def test_prepare__training_images_without_a_label(
     site = tmp_path / "out" / "sites" / "site-parts"
     with pytest.raises(UserError, match="none of the 1 training cases"):
         load_datalist(site, "training", organs=ORGANS, labelled_only=True)
+    sites = load_pooled_datalist(
+        tmp_path / "out" / "sites", "training", organs=ORGANS, labelled_only=True
+    )
+    assert [case["subject"] for case in sites] == ["case_0"]
     assert verify_dataset(tmp_path / "out") == ([], [])
 
 

@@ -6,11 +6,12 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from gates import global_state, records, toy_options
-from toy_federation import make_site, subprocess_environment
+from toy_federation import install_bundle, make_site, subprocess_environment
 
 from medseg_kit.fl.messages import Reply, Request
 from medseg_kit.fl.simulation import simulate
@@ -135,12 +136,15 @@ def test_exchange__round_trip_keeps_bits_and_shapes():
     [{"bundle": "/tmp/evil"}, {"bundle": "../evil"}, {"method": "a,../../evil"}, {"method": "a b"}],
 )
 def test_executor__starts_the_installed_client_for_names_only(changes):
+    from medseg_kit.fl.adapters.flare import client
     from medseg_kit.fl.adapters.flare.executor import SiteExecutor
 
     good = {"bundle": "toy_bundle", "seed": 4, "method": "segviz,fedprox", "overrides": {"x": 1}}
     command = SiteExecutor(**good).command("site.yaml")
-    assert command[:4] == [sys.executable, "-u", "-m", "medseg_kit.fl.adapters.flare.client"]
-    assert " ".join(command[4:]) == (
+    # FLARE starts it in a folder that the job ships: the file by its place, not a module by its name
+    assert command[:2] == [sys.executable, "-u"]
+    assert Path(command[2]) == Path(client.__file__)
+    assert " ".join(command[3:]) == (
         "--site_file site.yaml --bundle toy_bundle --seed 4 --set x=1 --method segviz,fedprox"
     )
     with pytest.raises(UserError, match="is no name"):
@@ -155,6 +159,28 @@ def test_site_file__a_job_gives_no_path_of_a_bundle(bundle, tmp_path):
     job = argparse.Namespace(bundle=os.fspath(bundle), method=None, seed=0, set=[])
     with pytest.raises(UserError, match="a path is the site's own to give"):
         read_site_config(path, name="a", job=job)
+
+
+def test_client__looks_for_nothing_in_the_folder_that_the_job_ships(tmp_path, monkeypatch):
+    import nvflare.client
+
+    from medseg_kit.bundle.paths import resolve_bundle
+    from medseg_kit.fl.adapters.flare.client import main
+
+    shipped, own = tmp_path / "job", tmp_path / "site"
+    install_bundle(shipped / "bundles" / "toy_bundle")
+    own.mkdir()
+    monkeypatch.chdir(shipped)
+    assert resolve_bundle("toy_bundle").is_relative_to(shipped)
+
+    def init():
+        raise ConnectionError
+
+    monkeypatch.setattr(nvflare.client, "init", init)
+    with pytest.raises(ConnectionError):
+        main(["--site_file", str(own / "medseg_site.yaml"), "--bundle", "toy_bundle"])
+    with pytest.raises(UserError, match="not found"):
+        resolve_bundle("toy_bundle")
 
 
 def _job(bundle):

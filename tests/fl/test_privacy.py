@@ -32,6 +32,9 @@ def test_scrub__folders_with_spaces_and_names_beside_underscores():
     text = "/data/Doe John Peter/x does not exist; patient-17_frame01 and patient-17_ED_to_a"
     cleaned = scrub(text, ["patient-17"], ["/data/Doe John Peter", "."])
     assert cleaned == "<path> does not exist; <case>_frame01 and <case>_ED_to_a"
+    assert scrub("check the data set; metadata lost", places=["data"]) == (
+        "check the data set; metadata lost"
+    )
 
 
 def test_shareable_metrics__counts_the_cases_behind_a_value():

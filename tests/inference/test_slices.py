@@ -78,15 +78,20 @@ def test_slice_inferer__axial_whatever_the_spacing(kit):
     assert sides[1] != sides[0]
     with pytest.raises(ValueError, match="direction must be one of"):
         SliceInferer(direction="up")
+    with pytest.raises(ValueError, match="both say how to cut"):
+        SliceInferer(direction="S", slice_axis=0)
 
 
+@pytest.mark.parametrize("direction", [None, "S"])
 @pytest.mark.parametrize("shape", [(24, 20, 1), (1, 24, 20), (24, 1, 20)])
-def test_slice_inferer__one_slice_whatever_its_spacing(shape):
+def test_slice_inferer__one_slice_whatever_its_spacing(shape, direction):
     """A two-dimensional image as a volume: its one voxel is across the slice."""
     spacing = [1.0 if side == 1 else 1.5 for side in shape]
     volume = MetaTensor(torch.rand(1, 1, *shape), affine=torch.diag(torch.tensor([*spacing, 1.0])))
     sides = []
-    SliceInferer()(volume, lambda slices: sides.append(tuple(slices.shape)) or slices)
+    SliceInferer(direction=direction)(
+        volume, lambda slices: sides.append(tuple(slices.shape)) or slices
+    )
     assert sides == [(1, 1, *(side for side in shape if side > 1))]
 
 

@@ -207,8 +207,9 @@ def test_evaluate__structures_by_the_names_of_the_prediction(dataset):
     (dataset[1] / "p0.json").write_text(json.dumps({"labels": {"1": "liver"}}))
     with pytest.raises(UserError, match=r"has no spleen, only liver; .*--organs"):
         scores(dataset)
-    (dataset[1] / "p0.json").write_text(json.dumps({"labels": {"1": "label 1"}}))
-    assert scores(dataset)["p0", "liver"].dice < 1  # nothing is known of its names: by value
+    for labels in ({"1": "label 1"}, {"a": "liver"}, {"1": ["liver"]}, [1]):
+        (dataset[1] / "p0.json").write_text(json.dumps({"labels": labels}))
+        assert scores(dataset)["p0", "liver"].dice < 1  # it tells no name: by value
 
 
 def test_evaluate_command__a_case_on_another_grid_costs_only_itself(dataset, tmp_path, capsys):

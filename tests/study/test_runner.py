@@ -86,6 +86,9 @@ def test_study__weights_made_by_a_run_of_the_same_study(dataset, tmp_path, monke
     for _ in range(2):
         run_study(study, tmp_path / "out", on_job=lambda _, state: states.append(state))
     assert states == ["started", "done"] * 2 + ["finished before"] * 2
+    weights.write_text("made anew")
+    run_study(study, tmp_path / "out", on_job=lambda _, state: states.append(state))
+    assert states[6:] == ["finished before", "started", "done"]
 
 
 def test_describe_job__the_bundles_own_weights_count(dataset, tmp_path, repository, monkeypatch):

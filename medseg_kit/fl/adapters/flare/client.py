@@ -1,4 +1,4 @@
-"""The site in NVIDIA FLARE, a Client API script: ``python -m medseg_kit.fl.adapters.flare.client``.
+"""The site in NVIDIA FLARE, a Client API script that `SiteExecutor` starts.
 
 The job names the bundle and carries scalars; paths are in a file that the site owns::
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="ID=JSON")
     job = parser.parse_args(arguments)
+    # FLARE starts this in the folder that the job ships: no bundle of that name is looked for there
+    job.site_file = job.site_file.absolute()
+    os.chdir(job.site_file.parent)
     quiet_monai()
     flare.init()
     client = SiteClient(read_site_config(job.site_file, name=flare.get_site_name(), job=job))

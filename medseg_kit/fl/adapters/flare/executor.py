@@ -23,7 +23,8 @@ from nvflare.client.config import ExchangeFormat
 from medseg_kit.fl.adapters.flare.exchange import scalar_overrides
 from medseg_kit.typing import UserError
 
-CLIENT_MODULE = "medseg_kit.fl.adapters.flare.client"
+# By its place: FLARE starts it in the folder that the job ships, where `-m` would look first
+CLIENT = Path(__file__).with_name("client.py")
 SITE_FILE_NAME = "medseg_site.yaml"  # in the local folder of the site's FLARE workspace
 SITE_FILES_VARIABLE = "MEDSEG_SITE_FILES"  # the simulator's: one file a site, {site} is its name
 STARTUP_S = 300
@@ -31,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class SiteExecutor(ClientAPIExecutor):
-    """Starts ``python -m medseg_kit.fl.adapters.flare.client`` with this process's interpreter.
+    """Starts ``client.py`` beside this file with this process's interpreter.
 
     Args:
         bundle: Name of a bundle that the site has installed; no path.
@@ -70,8 +71,11 @@ class SiteExecutor(ClientAPIExecutor):
         """
         for name in (self.bundle, *(self.method.split(",") if self.method else ())):
             if not _NAME.fullmatch(name.strip()):
-                raise UserError(f"a job names bundles and methods, and {name!r} is no name")
-        words = [sys.executable, "-u", "-m", CLIENT_MODULE, "--site_file", site_file]
+                raise UserError(
+                    f"a job names bundles and methods by letters, digits, - and _: {name!r} is no"
+                    " name"
+                )
+        words = [sys.executable, "-u", str(CLIENT), "--site_file", site_file]
         words += ["--bundle", self.bundle, "--seed", str(int(self.seed))]
         for identifier, value in scalar_overrides(self.overrides).items():
             words += ["--set", f"{identifier}={json.dumps(value)}"]
