@@ -141,7 +141,7 @@ def test_executor__starts_the_installed_client_for_names_only(changes):
 
     good = {"bundle": "toy_bundle", "seed": 4, "method": "segviz,fedprox", "overrides": {"x": 1}}
     command = SiteExecutor(**good).command("site.yaml")
-    # FLARE starts it in a folder that the job ships: the file by its place, not a module by its name
+    # FLARE starts it in a folder that the job ships: a file by its place, no module by its name
     assert command[:2] == [sys.executable, "-u"]
     assert Path(command[2]) == Path(client.__file__)
     assert " ".join(command[3:]) == (
