@@ -27,6 +27,7 @@ from medseg_kit.bundle.errors import report_user_errors
 from medseg_kit.bundle.kinds import wanted_kind
 from medseg_kit.bundle.paths import resolve_bundle, split_file_list
 from medseg_kit.bundle.targets import component_parameters, iterate_items
+from medseg_kit.data.datalist import DATALIST_NAME
 from medseg_kit.typing import PathLike, UserError
 
 _RUN_OPTIONS = frozenset(
@@ -128,7 +129,10 @@ def _keep_or_compare(parser: ConfigParser, files: Sequence[str]) -> None:
         checkpoint = parser.get_parsed_content("checkpoint")
         if checkpoint is not None:
             warn_of_differences(checkpoint, parser)
-    record_training(parser, files)
+    data = Path(str(parser.get_parsed_content("dataset_dir"))) if "dataset_dir" in parser else None
+    # without data no training begins, and earlier weights keep what they were made with
+    if data is None or any(data.glob(DATALIST_NAME)) or any(data.glob(f"*/{DATALIST_NAME}")):
+        record_training(parser, files)
 
 
 def _as_fire(value: Any) -> Any:

@@ -65,8 +65,10 @@ def test_misspelt_override__names_the_closest_id(smoke, name):
 def test_empty_dataset__is_an_error(smoke):
     empty = smoke.folder / "empty"
     empty.mkdir(exist_ok=True)
-    done = smoke.run(["train.yaml"], {**smoke.tiny("train.yaml"), "dataset_dir": empty})
+    overrides = {"dataset_dir": empty, "output_dir": smoke.folder / "nothing"}
+    done = smoke.run(["train.yaml"], {**smoke.tiny("train.yaml"), **overrides})
     assert done.returncode == 1
+    assert not (smoke.folder / "nothing").exists()  # no record of a training that did not begin
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: {empty}")
     assert "medseg data prepare" in last
