@@ -14,9 +14,8 @@ from medseg_kit.bundle.targets import find_target, iterate_items, parameters_of
 
 # How MONAI's references, expressions and macros begin: text for any value
 _EVALUATED = (ID_REF_KEY, EXPR_KEY, MACRO_KEY)
-_TEXT = re.compile(
-    r"\b(str|PathLike|Literal|Any|object)\b"
-)  # in what a parameter is declared to be
+# What a parameter is declared to be where text is right
+_TEXT = re.compile(r"\b(str|PathLike|Literal|Any|object)\b")
 
 
 def wanted_kind(config: Mapping[str, Any], identifier: str, value: Any) -> str | None:

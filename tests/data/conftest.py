@@ -12,11 +12,15 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
+from medseg_kit.data.plan import make_plan
+from medseg_kit.data.prepare import prepare_dataset
+
 # Shared machines stall for longer than hypothesis's default deadline.
 settings.register_profile("data", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("data")
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+Prepare = Callable[..., dict[str, Any]]
 SUBJECTS = [f"case_{index}" for index in range(6)]
 
 
@@ -109,3 +113,14 @@ def manifest_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def prepare(raw_set: Path, manifest_file: Callable[..., Path], tmp_path: Path) -> Prepare:
+    """Prepare the tiny set, its manifest changed at the top level, into ``tmp_path/out``."""
+
+    def run(*, sites: str | None = "pair", changes: dict[str, Any] | None = None, **kw: Any) -> Any:
+        plan = make_plan(manifest_file(**(changes or {})), source=raw_set.parent, sites=sites)
+        return prepare_dataset(plan, tmp_path / "out", **kw)
+
+    return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import shutil
@@ -15,28 +14,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  # its documented name
 
-from medseg_kit.data.budgets import labelled_flags
 from medseg_kit.data.datalist import load_datalist, read_datalist
 from medseg_kit.data.findings import DataProblemsError
 from medseg_kit.data.plan import make_plan
-from medseg_kit.data.pooling import load_pooled_datalist
 from medseg_kit.data.prepare import prepare_dataset
-from medseg_kit.data.verify import verify_dataset
 from medseg_kit.data.volumes import file_sha256
 from medseg_kit.typing import UserError
-from tests.data.conftest import AFFINE, SUBJECTS, tiny_manifest, write_nifti
+from tests.data.conftest import AFFINE, SUBJECTS, Prepare, write_nifti
 
 ORGANS = ["liver", "parts"]
-Prepare = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def prepare(raw_set: Path, manifest_file: Callable[..., Path], tmp_path: Path) -> Prepare:
-    def run(*, sites: str | None = "pair", changes: dict[str, Any] | None = None, **kw: Any) -> Any:
-        plan = make_plan(manifest_file(**(changes or {})), source=raw_set.parent, sites=sites)
-        return prepare_dataset(plan, tmp_path / "out", **kw)
-
-    return run
 
 
 def array(path: Path) -> np.ndarray:
@@ -132,56 +118,6 @@ def test_prepare__lost_spacing_leaves_millimetres_empty(prepare: Prepare) -> Non
     record = prepare(changes={"spacing": "lost"})["records"][0]
     assert record["ml"] is None
     assert record["spacing_mm"] is None
-
-
-def test_prepare__training_images_without_a_label(
-    prepare: Prepare, raw_set: Path, tmp_path: Path
-) -> None:
-    (raw_set / "labelsTr" / "case_2.nii.gz").unlink()
-    with pytest.raises(DataProblemsError, match=r"\[missing-label\] labelsTr/case_2.*--allow miss"):
-        prepare()
-    report = prepare(allow=["missing-label"])
-    assert [w["kind"] for w in report["warnings"]] == ["missing-label"]
-    assert report["sites"]["site-liver"]["labelled"] == ["case_0"]
-    assert report["sites"]["site-parts"]["labelled"] == []
-    record = next(r for r in report["records"] if r["case"] == "case_2")
-    assert (record["labelled"], record["voxels"], record["ml"]) == (False, {}, {})
-    for folder in (tmp_path / "out", tmp_path / "out" / "sites" / "site-parts"):
-        cases = load_datalist(folder, "training", organs=ORGANS)
-        (case,) = [case for case in cases if case["subject"] == "case_2"]
-        assert "label" not in case
-        assert case["labelled"] is False
-        assert labelled_flags(cases, "all") == ["label" in case for case in cases]
-    (only,) = load_datalist(tmp_path / "out", "training", organs=ORGANS, labelled_only=True)
-    assert only["subject"] == "case_0"
-    site = tmp_path / "out" / "sites" / "site-parts"
-    with pytest.raises(UserError, match="none of the 1 training cases"):
-        load_datalist(site, "training", organs=ORGANS, labelled_only=True)
-    sites = load_pooled_datalist(
-        tmp_path / "out" / "sites", "training", organs=ORGANS, labelled_only=True
-    )
-    assert [case["subject"] for case in sites] == ["case_0"]
-    assert verify_dataset(tmp_path / "out") == ([], [])
-
-
-def test_prepare__a_site_lists_a_subject_that_is_not_there(prepare: Prepare) -> None:
-    splits = {
-        "listed": {"rule": "listed", "source": "t", "training": "others", "test": SUBJECTS[4:]}
-    }
-    sites = copy.deepcopy(tiny_manifest()["sites"])
-    sites["pair"]["members"]["site-liver"]["training"].append("case_l")
-    changes = {"splits": splits, "default_split": "listed", "sites": sites}
-    with pytest.raises(DataProblemsError, match=r"case_l: site site-liver \(training\) lists it"):
-        prepare(changes=changes)
-
-
-@pytest.mark.parametrize("subject", ["case_1", "case_4"])
-def test_prepare__validation_and_test_need_a_label(
-    prepare: Prepare, raw_set: Path, subject: str
-) -> None:
-    (raw_set / "labelsTr" / f"{subject}.nii.gz").unlink()
-    with pytest.raises(DataProblemsError, match=rf"\[missing-file\] labelsTr/{subject}"):
-        prepare(allow=["missing-label"])
 
 
 def image_of(root: Path) -> Path:

@@ -10,12 +10,18 @@ import nibabel as nib
 import numpy as np
 import torch
 import yaml
+from monai.data import MetaTensor
 from torch import nn
 from torch.nn import functional
+
+from medseg_kit.inference.one_shot import OneShotInferer
+from medseg_kit.inference.support import SupportSource
+from medseg_kit.transforms.pipelines import volume_preprocessing
 
 ORGANS = ("liver", "spleen")
 SIZE = 32
 NAME = "phantom_mr_cowpro"
+PREPROCESSING = volume_preprocessing(intensity="ct_or_mr")
 
 
 class Encoder(nn.Module):
@@ -75,6 +81,17 @@ def write(folder: Path, name: str, arrays: tuple[np.ndarray, np.ndarray]) -> tup
         nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 5.0, 1.0])), path)
         paths.append(str(path))
     return paths[0], paths[1]
+
+
+def inferer(source: SupportSource | None, **changes) -> OneShotInferer:
+    return OneShotInferer(slice_size=(SIZE, SIZE), support=source, sw_batch_size=5, **changes)
+
+
+def query(folder: Path, *args, **kwargs) -> tuple[MetaTensor, torch.Tensor]:
+    """Return a prepared volume (1, 1, H, W, D) and its label, of `scan` with these arguments."""
+    image, label = write(folder / "query", "q", scan(*args, seed=1, **kwargs))
+    volume = PREPROCESSING({"image": image})["image"]
+    return volume[None], torch.as_tensor(nib.load(label).get_fdata())[None, None]
 
 
 def write_bundle(folder: Path) -> Path:
