@@ -62,7 +62,7 @@ def _single_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute in bfloat16 where it is asked for, on a processor that only emulates it, too."""
-    monkeypatch.setattr("medseg_kit.engines.precision.has_native", lambda *_: True)
+    monkeypatch.setattr("medseg_kit.engines.precision.has_gain", lambda *_: True)
 
 
 @pytest.fixture

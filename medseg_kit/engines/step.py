@@ -61,7 +61,7 @@ class TrainStep(ABC):
             ``on_step_start`` (see `TimedTerm`), and ``state_dict`` and ``load_state_dict`` for what
             its next call depends on.
         amp: "off", "bf16" or "fp16" (autocast on the trainer's device, float32 where that has no
-            such instructions; keep the trainer's own ``amp: false``, which would build a new
+            fast instructions for it; keep the trainer's own ``amp: false``, which would build a new
             scaler at every run).
         clip_norm: Largest norm of the gradient; not clipped if None. A step whose gradient is not
             finite is left out with a warning either way.

@@ -19,7 +19,7 @@ def describe_hardware() -> dict[str, object]:
     import psutil
     import torch
 
-    from medseg_kit.engines.precision import has_native
+    from medseg_kit.engines.precision import has_gain
 
     on_gpu = torch.cuda.is_available()
     return {
@@ -29,7 +29,7 @@ def describe_hardware() -> dict[str, object]:
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        "bf16": has_native("cuda" if on_gpu else "cpu", "bf16"),
+        "bf16": has_gain("cuda" if on_gpu else "cpu", "bf16"),
     }
 
 

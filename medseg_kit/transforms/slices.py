@@ -150,16 +150,20 @@ def sampling_grid(matrix: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """
     height, width = size
     columns = torch.arange(width, dtype=torch.float32, device=matrix.device)
-    rows = torch.arange(height, dtype=torch.float32, device=matrix.device)[:, None]
-    parts = matrix[:, :, :, None, None]
-    # in place: temporaries of this size cost more than the arithmetic
-    grid = torch.empty(len(matrix), height, width, 2, device=matrix.device)
-    places = grid.movedim(-1, 1)
-    places.copy_(parts[:, :, 0] * columns)
-    places += parts[:, :, 1] * rows + parts[:, :, 2]
-    # pixel centres in [-1, 1]: (2 p + 1) / side - 1
+    rows = torch.arange(height, dtype=torch.float32, device=matrix.device)
+    along_row = _as_complex(matrix[:, :, :1] * columns)
+    along_column = _as_complex(matrix[:, :, 1:2] * rows + matrix[:, :, 2:])
+    # one addition of complex numbers for both coordinates writes the grid in its memory order
+    grid = torch.view_as_real(along_row[:, None, :] + along_column[:, :, None])
+    # pixel centres in [-1, 1]: (2 p + 1) / side - 1; in place: temporaries cost more than that
     grid.mul_(2).add_(1)
-    return grid.div_(torch.tensor([width, height], device=matrix.device)).sub_(1)
+    sides = width if width == height else torch.tensor([width, height], device=matrix.device)
+    return grid.div_(sides).sub_(1)
+
+
+def _as_complex(coordinates: torch.Tensor) -> torch.Tensor:
+    """Return coordinates ``(B, 2, N)`` as complex numbers ``(B, N)``."""
+    return torch.view_as_complex(coordinates.movedim(1, -1).contiguous())
 
 
 def _sample(pixels: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Mixed precision is used where the device has instructions for it, never emulated."""
+"""Mixed precision is used where the device has instructions for it, never where it is slower."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from medseg_kit.engines import precision
-from medseg_kit.engines.precision import autocast, has_native
+from medseg_kit.engines.precision import autocast, has_gain
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def _forget():
-    has_native.cache_clear()
+    has_gain.cache_clear()
     yield
-    has_native.cache_clear()
+    has_gain.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,9 @@ def _forget():
     [
         ({"avx2": True, "avx512_bf16": False}, "bf16", torch.float32),
         ({"avx512_f": True}, "bf16", torch.float32),  # would emulate it
-        ({"avx512_bf16": True}, "bf16", torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "bf16", torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, "bf16", torch.float32),  # slower
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, "bf16", torch.bfloat16),
         ({"bf16": True, "architecture": "ARM64"}, "bf16", torch.bfloat16),
         ({"amx_bf16": True}, "off", torch.float32),
         ({"avx512_bf16": True}, "fp16", torch.float32),
@@ -38,7 +40,7 @@ def test_autocast__follows_the_processor(monkeypatch, instructions, amp, expecte
     assert product.dtype == expected
 
 
-def test_has_native__an_older_gpu_and_what_the_log_says(monkeypatch, caplog):
+def test_has_gain__an_older_gpu_and_what_the_log_says(monkeypatch, caplog):
     asked = []
 
     def supported(*, including_emulation):
@@ -47,8 +49,8 @@ def test_has_native__an_older_gpu_and_what_the_log_says(monkeypatch, caplog):
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     with caplog.at_level(logging.INFO, logger=precision.__name__):
-        assert not has_native("cuda", "bf16")
-        assert not has_native("cuda", "bf16")  # asked and said once
+        assert not has_gain("cuda", "bf16")
+        assert not has_gain("cuda", "bf16")  # asked and said once
     assert asked == [False]
-    assert caplog.messages == ["this cuda has no bf16 instructions: computing in float32"]
-    assert has_native("cuda", "fp16")
+    assert caplog.messages == ["this cuda has no fast bf16 instructions: computing in float32"]
+    assert has_gain("cuda", "fp16")

@@ -192,10 +192,10 @@ def test_crop__a_window_inside_the_image_fills_it() -> None:
         SliceAugmentation(crop=0.0)
 
 
-def test_sampling_grid__is_the_formula_bit_by_bit():
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (7, 7)])
+def test_sampling_grid__is_the_formula_bit_by_bit(height, width):
     matrix = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
-    height, width = 5, 7
-    columns, rows = torch.arange(7.0), torch.arange(5.0)[:, None]
+    columns, rows = torch.arange(float(width)), torch.arange(float(height))[:, None]
     parts = matrix[:, :, :, None, None]
     places = parts[:, :, 0] * columns + (parts[:, :, 1] * rows + parts[:, :, 2])
     sides = torch.tensor([width, height])[:, None, None]
