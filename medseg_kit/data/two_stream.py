@@ -26,10 +26,11 @@ class TwoStreamLoader:
     """A fixed number of batches an epoch, each with labelled slices first.
 
     Labelled and unlabelled slices are drawn from random permutations that follow each other without
-    end, so each slice of a kind is used equally often. A data set without slices of one kind fills
-    the whole batch with the other. One number of torch's global generator, drawn at the start of
-    an epoch, decides the order and the augmentation of that epoch; they do not depend on what a
-    method draws during it, so methods with the same seed see the same batches.
+    end; every epoch begins new ones, so within it slices of a kind are used equally often. A data
+    set without slices of one kind fills the whole batch with the other. One number of torch's
+    global generator, drawn at the start of an epoch, decides the order and the augmentation of that
+    epoch; they do not depend on what a method draws during it, so methods with the same seed see
+    the same batches.
 
     Args:
         dataset: The slices.

@@ -88,7 +88,8 @@ class SupervisedContrast:
         scale: Scale of the features.
         weight: Weight of the term; counts ``factor`` times.
         factor: 2: both branches' losses hold it, the mean over both branches.
-        confidence: Least probability of an anchor's class.
+        confidence: What the most probable class of an anchor has to exceed (the equation's p; of a
+            labelled pixel that may be another class than the true one).
         num_anchors: Most anchors a class.
         num_keys: Most negatives a class.
         temperature: Divides the similarities.

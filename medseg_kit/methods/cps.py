@@ -14,8 +14,9 @@ class CrossPseudoSupervisionStep(CrossTeachingStep):
     """Cross teaching with cross-entropy against the other network's hard labels.
 
     Args:
-        **options: Those of `SemiSupervisedStep`.
+        teaching_loss: "cross_entropy", or "dice" (the generic equation of MCSCv2's text).
+        **options: Those of `CrossTeachingStep`.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(teaching_loss="cross_entropy", **options)
+    def __init__(self, *, teaching_loss: str = "cross_entropy", **options: Any) -> None:
+        super().__init__(teaching_loss=teaching_loss, **options)

@@ -64,7 +64,7 @@ class CertaintyContrast(TimedTerm):
         weight: Weight of the term; counts ``factor`` times.
         factor: 2: both branches' losses hold it.
         uncertain: Share of the unlabelled pixels that counts as uncertain at the start.
-        confidence: Least probability of an anchor's class.
+        confidence: What the probability of an anchor's most probable class has to exceed.
         low_rank: A class of this rank or later is unlikely, for labelled and certain pixels.
         high_rank: The same for uncertain pixels (2 on ACDC, 7 on Synapse).
         num_anchors: Most anchors a class.

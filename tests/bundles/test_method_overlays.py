@@ -102,6 +102,31 @@ def test_overlay__goes_after_the_published_profile(name, overlay):
     assert parser.get_parsed_content("train#step").total_steps == 40_000
 
 
+@pytest.mark.parametrize(
+    ("root", "overlay"),
+    [
+        (root, path.name)
+        for root in BUNDLES
+        for path in sorted((root / "configs" / "methods").glob("published*.yaml"))
+        if "inference" not in path.name and path.name != "published_cross_teaching.yaml"
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_published__computes_in_float32_and_does_not_clip(root, overlay):
+    parser = load_config(root, ["train.yaml", f"methods/{overlay}"])
+    assert (parser["amp"], parser.get("clip_norm")) == ("off", None)
+
+
+@pytest.mark.parametrize(
+    "name", [root.name for root in BUNDLES if family(root) == "semi_supervised"]
+)
+def test_deepatlas__keeps_slices_upright_under_every_profile(name):
+    """A slice is registered with another of its batch."""
+    root = next(root for root in BUNDLES if root.name == name)
+    files = ["train.yaml", "methods/deepatlas.yaml", "methods/published_semi_supervised.yaml"]
+    assert load_config(root, files)["train::augmentation::rule"] == "rotate"
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_family__overlays_that_both_twins_have_are_the_same(name):
     first, second = (

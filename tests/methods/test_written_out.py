@@ -1,6 +1,7 @@
 """Losses of the semi-supervised methods and their gradients, written out by hand."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -145,8 +146,15 @@ def test_cct__loss_written_out():
     compare(CrossConsistencyStep, network, expected)
 
 
-@pytest.mark.parametrize("kind", [CrossTeachingStep, CrossPseudoSupervisionStep])
-def test_cross_teaching__loss_written_out(kind):
+@pytest.mark.parametrize(
+    ("kind", "dice"),
+    [
+        (CrossTeachingStep, True),
+        (CrossPseudoSupervisionStep, False),
+        (partial(CrossPseudoSupervisionStep, teaching_loss="dice"), True),  # A39
+    ],
+)
+def test_cross_teaching__loss_written_out(kind, dice):
     network = Several(2)
 
     def expected(image, label, _):
@@ -154,7 +162,7 @@ def test_cross_teaching__loss_written_out(kind):
         first, second = (head(image[2:]) for head in network.heads)
         for own, other in ((first, second), (second, first)):
             target = other.argmax(1)
-            if kind is CrossTeachingStep:
+            if dice:
                 total = total + WEIGHT * soft_dice(own.softmax(1), target)
             else:
                 total = total + WEIGHT * F.cross_entropy(own, target)
