@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def report(study: str, *, out: str, title: str | None = None) -> int:
+def report(study: str, *, out: str, title: str | None = None, study_file: str | None = None) -> int:
     """Make tables, figures and one self-contained page from records alone.
 
     STUDY is the --out folder of `medseg study` (writes report.html, and beside it its tables as
@@ -16,6 +16,7 @@ def report(study: str, *, out: str, title: str | None = None) -> int:
         study: Folder with records.jsonl or ledger.jsonl.
         out: Folder for the report.
         title: Headline of a federation's page.
+        study_file: The study's YAML file, for records that came without the study.json beside them.
 
     Returns:
         0 when the report is written.
@@ -29,9 +30,13 @@ def report(study: str, *, out: str, title: str | None = None) -> int:
 
     source, folder = Path(study), Path(out)
     if (source / "records.jsonl").is_file():
-        from medseg_kit.report.study import write_study_report
+        from dataclasses import asdict
 
-        write_study_report(source, folder)
+        from medseg_kit.report.study import write_study_report
+        from medseg_kit.study.spec import load_study
+
+        settings = None if study_file is None else asdict(load_study(study_file))
+        write_study_report(source, folder, settings=settings)
         print(f"page: {folder / 'report.html'}")
         return 0
     if (source / "ledger.jsonl").is_file():

@@ -58,6 +58,11 @@ class DualNetwork(nn.Module):
         """Return the pair without projectors, with the same weights: what a bundle deploys."""
         return DualNetwork(self.first, self.second, deploy=self.deploy)
 
+    def answering(self) -> list[nn.Module]:
+        """Return the students whose logits evaluation returns."""
+        students = {"first": self.first, "second": self.second}
+        return [*students.values()] if self.deploy == "mean" else [students[self.deploy]]
+
     def forward(self, image: torch.Tensor) -> Any:
         """Segment ``image`` ``(B, in_channels, H, W)``; see the class for the result."""
         return self._both(image) if self.training else self._deployed(image)

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from medseg_kit.report.figures import STYLE, series_color
+from medseg_kit.report.figures import STYLE, series_color, series_hatch, series_marker
 
 MAX_BRACKETS = 3
 MANY_DOTS = 50
@@ -57,7 +57,7 @@ def box_plot(
             else:
                 _draw_marks(axes, position, pairs, (series, top[cluster]))
         if len(series) > 1:
-            handles = [Patch(color=series_color(i), label=name) for i, name in enumerate(series)]
+            handles = [Patch(label=name, **_face(index)) for index, name in enumerate(series)]
             axes.legend(handles=handles, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         figure.tight_layout()
     return figure
@@ -65,6 +65,12 @@ def box_plot(
 
 def _offset(series: Sequence[str], name: str) -> float:
     return (series.index(name) - (len(series) - 1) / 2) * 0.8 / len(series)
+
+
+def _face(index: int) -> dict[str, Any]:
+    """Return how the box of a series is filled."""
+    color = series_color(index)
+    return {"facecolor": (color, 0.35), "edgecolor": color, "hatch": series_hatch(index)}
 
 
 def _draw_cluster(
@@ -78,11 +84,8 @@ def _draw_cluster(
         data = data[~np.isnan(data)]
         if data.size == 0:
             continue
-        x, width, color = (
-            position + _offset(series, name),
-            0.66 / len(series),
-            series_color(series.index(name)),
-        )
+        index = series.index(name)
+        x, width, color = position + _offset(series, name), 0.66 / len(series), series_color(index)
         axes.boxplot(
             [data],
             positions=[x],
@@ -90,14 +93,23 @@ def _draw_cluster(
             showfliers=False,
             manage_ticks=False,
             patch_artist=True,
-            boxprops={"facecolor": color, "alpha": 0.35, "edgecolor": color},
+            boxprops=_face(index),
             medianprops={"color": color, "linewidth": 2},
             whiskerprops={"color": color},
             capprops={"color": color},
         )
         dots = x + jitter.uniform(-0.18, 0.18, data.size) * width
         size, alpha = (9, 0.7) if data.size <= MANY_DOTS else (5, 0.35)
-        axes.scatter(dots, data, s=size, color=color, alpha=alpha, linewidths=0, zorder=3)
+        axes.scatter(
+            dots,
+            data,
+            s=size,
+            marker=series_marker(index),
+            color=color,
+            alpha=alpha,
+            linewidths=0,
+            zorder=3,
+        )
         highest = max(highest, float(data.max()))
     return highest
 

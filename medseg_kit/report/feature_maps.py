@@ -170,10 +170,7 @@ def _deployed(study_dir: Path, record: Record) -> tuple[torch.nn.Module, VolumeS
 
 def _used(network: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the students whose logits a network answers with."""
-    if not isinstance(network, DualNetwork):
-        return [network]
-    students = {"first": network.first, "second": network.second}
-    return [*students.values()] if network.deploy == "mean" else [students[network.deploy]]
+    return network.answering() if isinstance(network, DualNetwork) else [network]
 
 
 @torch.no_grad()

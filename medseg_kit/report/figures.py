@@ -19,6 +19,7 @@ from medseg_kit.files import write_bytes, write_text
 
 # Okabe and Ito's palette, distinguishable with colour-blindness.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+MARKERS, HATCHES = ("o", "s", "^", "D"), ("", "///", "...", "xxx")  # once the colours are used up
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -71,7 +72,13 @@ def curve_plot(
         if len(series) > 1:
             handles = [
                 Line2D(
-                    [], [], color=series_color(i), ls=_line_style(i), marker="o", ms=3, label=name
+                    [],
+                    [],
+                    color=series_color(i),
+                    ls=_line_style(i),
+                    marker=series_marker(i),
+                    ms=3,
+                    label=name,
                 )
                 for i, name in enumerate(series)
             ]
@@ -115,7 +122,7 @@ def interval_plot(
                 yerr=spread,
                 color=color,
                 ls=_line_style(index),
-                marker="o",
+                marker=series_marker(index),
                 ms=4,
                 capsize=2,
                 label=name,
@@ -123,7 +130,12 @@ def interval_plot(
             for setting, value in (hollow or {}).get(name, ()):
                 place = settings.index(setting) + shift
                 axes.scatter(
-                    [place], [value], s=36, facecolors="none", edgecolors=series_color(index)
+                    [place],
+                    [value],
+                    s=36,
+                    marker=series_marker(index),
+                    facecolors="none",
+                    edgecolors=color,
                 )
         axes.set_xticks(range(len(settings)), [f"{setting:g}" for setting in settings])
         axes.set_xlabel(xlabel)
@@ -203,6 +215,16 @@ def series_color(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
 
+def series_marker(index: int) -> str:
+    """Return the mark of the series at an index; with the colour it is that series' alone."""
+    return MARKERS[index // len(PALETTE) % len(MARKERS)]
+
+
+def series_hatch(index: int) -> str:
+    """Return the hatch of the box at an index; with the colour it is that series' alone."""
+    return HATCHES[index // len(PALETTE) % len(HATCHES)]
+
+
 def _line_style(index: int) -> str:
     """Return a style that keeps lines apart once the colours are used up."""
     return ("-", "--", ":")[index // len(PALETTE) % 3]
@@ -215,5 +237,5 @@ def _draw_curve(axes: Any, name: str, points: Sequence[tuple[float, float]], *, 
         axes.axhline(points[0][1], color=color, ls="--", lw=1.4, label=name)
         return
     x, y = np.array(sorted(points), dtype=float).reshape(-1, 2).T
-    marker, style = "o" if len(points) < 25 else "", _line_style(index)
+    marker, style = series_marker(index) if len(points) < 25 else "", _line_style(index)
     axes.plot(x, y, color=color, ls=style, marker=marker, ms=3, lw=1.6, label=name)

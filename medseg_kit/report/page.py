@@ -36,8 +36,8 @@ def write_page(
         out_html: File to write.
         title: Headline.
         dice_table: One row per model and structure: `model`, `label`, `dice_mean`, and where known
-            `dice_sd`, `dice_low`, `dice_high` (interval), `n`, `n_missed`, and `highlight: True`
-            for the model that the page is about.
+            `dice_sd`, `dice_low`, `dice_high` (interval), `n`, `n_missed`, `num_seeds`, and
+            `highlight: True` for the model that the page is about.
         curves: `panel` (a site), `series`, `points` ([[round, value], ...]); the first one may say
             `xlabel` and `ylabel`.
         overlays: `title`, `caption`, `png` (bytes), for example from `medseg_kit.report.overlays`;
@@ -125,7 +125,8 @@ def dice_matrix(rows: Sequence[Row]) -> dict[str, Any] | None:
     models: dict[str, dict[str, Any]] = {}
     for row in rows:
         model = models.setdefault(
-            row["model"], {"name": row["model"], "cells": {}, "highlight": False}
+            row["model"],
+            {"name": row["model"], "cells": {}, "highlight": False, "seeds": row.get("num_seeds")},
         )
         model["cells"][row["label"]] = {"low": None, "high": None, "sd": None, "missed": 0} | _cell(
             row
@@ -141,7 +142,13 @@ def dice_matrix(rows: Sequence[Row]) -> dict[str, Any] | None:
         for label in labels
     }
     best_mean = _best(model["mean"] for model in models.values())
-    return {"labels": labels, "models": list(models.values()), "best": best, "best_mean": best_mean}
+    return {
+        "labels": labels,
+        "models": list(models.values()),
+        "best": best,
+        "best_mean": best_mean,
+        "with_seeds": any(model["seeds"] for model in models.values()),
+    }
 
 
 def tiles(dice_table: Sequence[Row], ledger: Sequence[Row]) -> list[dict[str, str]]:

@@ -62,6 +62,26 @@ def distance_rows(table: Sequence[Row]) -> tuple[str, list[dict[str, str]]]:
     return "mm" if in_mm else "voxels", list(rows.values())
 
 
+def site_rows(table: Sequence[Row]) -> list[dict[str, str]]:
+    """Return a row a configuration and site: its Dice with interval, for each structure.
+
+    Args:
+        table: From `medseg_kit.report.comparison.comparison_by_site`.
+    """
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    labels = _labels(table)
+    for row in table:
+        cells = rows.setdefault(
+            (row["model"], row["site"]),
+            {"configuration": row["model"], "site": row["site"]} | dict.fromkeys(labels, NO_VALUE),
+        )
+        if row["dice_mean"] is not None:
+            interval = (row[f"dice_{part}"] for part in ("mean", "low", "high"))
+            cells[row["label"]] = with_interval(*interval, gap="\n")
+    order = list(dict.fromkeys(model for model, _ in rows))
+    return [rows[key] for key in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]
+
+
 def cost_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Return the cost table with titles and units; columns that nobody has are left out.
 

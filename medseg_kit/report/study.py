@@ -20,7 +20,13 @@ from medseg_kit.report.comparison import (
 from medseg_kit.report.cost import cost_table
 from medseg_kit.report.page import write_page
 from medseg_kit.report.pictures import overlap_pictures
-from medseg_kit.report.sections import cost_rows, difference_rows, distance_rows, printed_rows
+from medseg_kit.report.sections import (
+    cost_rows,
+    difference_rows,
+    distance_rows,
+    printed_rows,
+    site_rows,
+)
 from medseg_kit.report.settings import printed_beside, random_starts
 from medseg_kit.report.study_figures import (
     Section,
@@ -29,12 +35,14 @@ from medseg_kit.report.study_figures import (
     training_curves,
     write_box_plots,
 )
-from medseg_kit.typing import PathLike
+from medseg_kit.typing import PathLike, UserError
 
 Record = Mapping[str, Any]
 
 
-def write_study_report(study_dir: PathLike, out: PathLike) -> dict[str, Any]:
+def write_study_report(
+    study_dir: PathLike, out: PathLike, *, settings: Record | None = None
+) -> dict[str, Any]:
     """Write a study's tables, figures, pictures and report.html; return tables and budget.
 
     Pictures need the images of the test set and the predictions, feature maps also the weights, in
@@ -43,15 +51,19 @@ def write_study_report(study_dir: PathLike, out: PathLike) -> dict[str, Any]:
     Args:
         study_dir: The `--out` folder of `medseg study`.
         out: Folder for the report.
+        settings: Entries of the study's file; those that `medseg study` has left in the folder if
+            None.
 
     Raises:
-        UserError: If the study has no records.
+        UserError: If the study has no records, or nothing says what it compares.
     """
     source, folder = Path(study_dir), Path(out)
     records = read_records(source)
-    settings = json.loads((source / "study.json").read_text(encoding="utf-8"))
+    settings = study_settings(source) if settings is None else settings
+    reference = settings["reference"]
+    started = reference is None or any(record["method"] == reference for record in records)
     table = comparison_table(records)
-    tests = paired_tests(records, reference=settings["reference"])
+    tests = paired_tests(records, reference=reference) if started else []
     budget = budget_check(records, local_steps=settings["budget"].get("local_steps"))
     write_text(folder / "table.csv", to_csv(table))
     write_text(folder / "tests.csv", to_csv(tests))
@@ -67,7 +79,9 @@ def write_study_report(study_dir: PathLike, out: PathLike) -> dict[str, Any]:
     overlays = overlap_pictures(source, records, settings["test"])
     for item in overlays:
         write_bytes(folder / "overlays" / f"{item['file']}.png", item["png"])
-    reference = settings["reference"]
+    notes = page_notes(records, budget)
+    if not started:
+        notes.append(f"No run of the reference {reference} is finished: nothing is compared yet.")
     write_page(
         folder / "report.html",
         title=settings["name"],
@@ -78,9 +92,25 @@ def write_study_report(study_dir: PathLike, out: PathLike) -> dict[str, Any]:
         ],
         overlays=overlays,
         sections=sections,
-        notes=page_notes(records, budget),
+        notes=notes,
     )
     return {"table": table, "tests": tests, "budget": budget}
+
+
+def study_settings(folder: Path) -> dict[str, Any]:
+    """Return a study's entries as `medseg study` has left them in its folder.
+
+    Raises:
+        UserError: If it has not.
+    """
+    path = folder / "study.json"
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist: {folder} holds records alone; name the study that they are of"
+            " with --study_file FILE"
+        )
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return settings
 
 
 def comparison_tables(table: Sequence[Record], tests: Sequence[Record]) -> list[Section]:
@@ -112,8 +142,11 @@ def extra_tables(folder: Path, records: Sequence[Record], settings: Record) -> l
     tables: list[Section] = []
     if rows := comparison_by_site(records):
         write_text(folder / "by_site.csv", to_csv(rows))
-        lead = "The test cases of each site on their own."
-        tables.append({"title": "By site", "lead": lead, "rows": rows})
+        lead = (
+            "Dice on the test cases of each site alone, with 95\u00a0% bootstrap intervals by "
+            "patient. Distances and counts are in by_site.csv."
+        )
+        tables.append({"title": "By site", "lead": lead, "rows": site_rows(rows)})
     if settings["printed"]:
         rows = printed_beside(records, settings["printed"])
         write_text(folder / "printed.csv", to_csv(rows))
@@ -132,7 +165,8 @@ def extra_tables(folder: Path, records: Sequence[Record], settings: Record) -> l
     write_text(folder / "cost.csv", to_csv(costs))
     lead = (
         "Medians over runs. Parameters and operations (a multiply-add counts twice) are those of "
-        "the deployed network and one slice or window; a step includes its share of validation; "
+        "the deployed network and one slice or window; a step, of a federation one of any site, "
+        "includes its share of validation; "
         "memory is that of the whole process; registration is done once for all runs, in seconds "
         "of one thread."
     )
@@ -146,15 +180,22 @@ def page_notes(records: Sequence[Record], budget: Record) -> list[str]:
     machines = dict.fromkeys(_machine(record["hardware"]) for record in records)
     spent = "equal" if budget["equal"] else f"NOT equal: {budget['local_steps']}"
     seeds = sorted({record["seed"] for record in records})
+    rules = dict.fromkeys(_rule(record["checkpoint_rule"]) for record in records)
     return [
         f"{len(records)} runs, seeds {', '.join(map(str, seeds))}; policy for empty masks: "
-        f"{first['policy']}; checkpoint rule: {first['checkpoint_rule']['stated']}; "
+        f"{first['policy']}; checkpoint rule: {', '.join(rules)}; "
         f"{' and '.join(machines)}; torch {versions['torch']}, monai {versions['monai']}, "
         f"medseg_kit {versions['medseg_kit']}.",
         "Intervals are bootstrap intervals over patients, whose cases and seeds are averaged "
         "first.",
         f"The optimisation budget of the trained runs is {spent}.",
     ]
+
+
+def _rule(rule: Record) -> str:
+    """Return how weights were chosen, and what the study states where that is something else."""
+    stated, applied = rule["stated"], rule["applied"]
+    return str(applied) if applied == stated else f"{applied} (stated: {stated})"
 
 
 def _machine(hardware: Record) -> str:

@@ -103,6 +103,32 @@ def test_overlay__goes_after_the_published_profile(name, overlay):
 
 
 @pytest.mark.parametrize(
+    ("name", "overlay"),
+    [(name, None) for name in INFERENCE]
+    + [(name, overlay) for name in ("mcsc", "mcsc_v2", "cct_r") for overlay in INFERENCE[name]],
+)
+def test_published__weights_fit_the_published_inference(name, overlay):
+    training, inference = ["train.yaml", "methods/published.yaml"], ["inference.yaml"]
+    if overlay is not None:
+        training.append(f"methods/{overlay}")
+        inference.append(f"methods/{INFERENCE[name][overlay]}")
+    inference.append("methods/published_inference.yaml")
+    with torch.device("meta"):
+        trained, deployed = (
+            load_config(FAMILIES[name], files, overrides={"device": "meta"})
+            for files in (training, inference)
+        )
+        networks = (
+            trained.get_parsed_content("deployed"),
+            deployed.get_parsed_content("network_def"),
+        )
+    shapes = [
+        {key: value.shape for key, value in network.state_dict().items()} for network in networks
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
     ("root", "overlay"),
     [
         (root, path.name)

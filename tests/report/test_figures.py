@@ -4,7 +4,15 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from medseg_kit.report.box_plots import box_plot
-from medseg_kit.report.figures import curve_plot, save_figure, significance_mark, svg_text
+from medseg_kit.report.figures import (
+    curve_plot,
+    save_figure,
+    series_color,
+    series_hatch,
+    series_marker,
+    significance_mark,
+    svg_text,
+)
 
 VALUES = {
     "liver": {"a": [0.9, 0.8, float("nan")], "b": [0.7]},
@@ -30,6 +38,12 @@ def test_svg_text__is_one_element_without_external_reference():
     assert "metadata" not in text
     addresses = set(re.findall(r"https?://[^\s\"'<]+", text))
     assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_series__look_different_also_beyond_the_colours():
+    indices = range(32)
+    assert len({(series_color(index), series_marker(index)) for index in indices}) == 32
+    assert len({(series_color(index), series_hatch(index)) for index in indices}) == 32
 
 
 def test_svg_text__same_figure_same_text():

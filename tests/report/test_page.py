@@ -79,7 +79,7 @@ def test_page__has_all_parts(page):
         "Four hospitals &amp; one model",
         "Single-site models",
         "0.930",
-        "3 missed",
+        "3 of 12 missed",
         "worst-site gap",
     ):
         assert word in text

@@ -4,10 +4,18 @@ import json
 
 import pytest
 
+from medseg_kit.report.comparison import comparison_by_site
 from medseg_kit.report.curves import pseudo_label_panels, validation_panels
-from medseg_kit.report.sections import cost_rows, difference_rows, distance_rows, printed_rows
+from medseg_kit.report.sections import (
+    cost_rows,
+    difference_rows,
+    distance_rows,
+    printed_rows,
+    site_rows,
+)
 from medseg_kit.report.settings import printed_beside
-from medseg_kit.report.study import write_study_report
+from medseg_kit.report.study import page_notes, write_study_report
+from medseg_kit.typing import UserError
 from tests.report.test_comparison import BETTER, WORSE, record
 
 HARDWARE = {"gpu": None, "processor": "CPU", "torch_threads": 1, "cores": 2}
@@ -40,20 +48,26 @@ RECORDS = [
 ]
 
 
+SETTINGS = {
+    "name": "Toy study",
+    "test": {"data": "gone", "section": "test"},
+    "reference": "a",
+    "budget": {},
+    "printed": PRINTED,
+    "sweep": {},
+}
+
+
+def write_records(folder, records=RECORDS):
+    lines = (json.dumps(item) + "\n" for item in records)
+    (folder / "records.jsonl").write_text("".join(lines))
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    lines = (json.dumps(item) + "\n" for item in RECORDS)
-    (folder / "records.jsonl").write_text("".join(lines))
-    settings = {
-        "name": "Toy study",
-        "test": {"data": str(folder / "gone"), "section": "test"},
-        "reference": "a",
-        "budget": {},
-        "printed": PRINTED,
-        "sweep": {},
-    }
-    (folder / "study.json").write_text(json.dumps(settings))
+    write_records(folder)
+    (folder / "study.json").write_text(json.dumps(SETTINGS))
     write_study_report(folder, folder / "report")
     return folder / "report"
 
@@ -67,6 +81,43 @@ def test_write_study_report__files_and_sections(report):
     for title in ("Paired differences", "Surface distance", "Quality of the pseudo-labels", "Cost"):
         assert title in page
     assert "Features within" not in page  # neither images nor weights
+
+
+def test_page__seeds_missed_of_how_many_and_the_rule(report):
+    page = (report / "report.html").read_text()
+    assert "<th>seeds</th>" in page
+    assert "2 of 12 missed" in page  # one of six patients, two seeds
+    assert "checkpoint rule: last;" in page
+
+
+def test_write_study_report__before_the_reference_is_finished(tmp_path):
+    write_records(tmp_path, [item for item in RECORDS if item["method"] == "b"])
+    found = write_study_report(tmp_path, tmp_path / "report", settings=SETTINGS)
+    assert found["tests"] == []
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "No run of the reference a is finished" in page
+
+
+def test_write_study_report__records_alone_need_the_study_file(tmp_path):
+    write_records(tmp_path)
+    with pytest.raises(UserError, match="--study_file FILE"):
+        write_study_report(tmp_path, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_page_notes__a_rule_that_was_not_applied():
+    rule = {"stated": "best_validation", "applied": "as given"}
+    notes = page_notes([{**RECORDS[0], "checkpoint_rule": rule}], {"equal": True})
+    assert "checkpoint rule: as given (stated: best_validation);" in notes[0]
+
+
+def test_site_rows__a_row_a_configuration_and_site():
+    one = RECORDS[0]
+    cases = [{**c, "site": ("north", "south")[i % 2]} for i, c in enumerate(one["cases"])]
+    rows = site_rows(comparison_by_site([{**one, "cases": cases}]))
+    assert [row["site"] for row in rows] == ["north", "south"]
+    assert list(rows[0]) == ["configuration", "site", "liver"]
+    assert rows[0]["liver"].startswith("0.740\n")  # of .80, .68, .74
 
 
 def test_curves__a_panel_a_budget_means_over_seeds():
