@@ -47,7 +47,8 @@ def record_training(parser: ConfigParser, files: Sequence[str]) -> None:
         files: Names of its files.
     """
     described = ("train#step", "train#dataset", "optimizer", "output_dir")
-    trains = "train#trainer" in str(parser.get("run", ""))
+    # MONAI writes "::" for "#" into a configuration once it has read any of it
+    trains = "train#trainer" in str(parser.get("run", "")).replace("::", "#")
     if not trains or any(key not in parser for key in described) or _rank() > 0:
         return
     folder = Path(str(parser.get_parsed_content("output_dir")))

@@ -64,4 +64,6 @@ def _describe(item: inspect.Parameter, parameters: Mapping[str, inspect.Paramete
     if required and item.kind is item.POSITIONAL_OR_KEYWORD and not letters:
         return ""
     value = "required" if required else repr(item.default)
+    if item.default is True:
+        value += f"; --no{item.name} turns it off"
     return f"{''.join(f'-{key}, ' for key in letters)}--{item.name}  ({value})"

@@ -157,9 +157,26 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise UserError(
                 f"{folder} holds no registered label of this list, e.g. {paths[0].name}"
             )
-        if missing:
-            logger.info("%d volumes have no registered label: %s", len(missing), missing[:5])
+        self._tell_of_missing(found)
         return found
+
+    def _tell_of_missing(self, found: Sequence[Path | None]) -> None:
+        """Log how many unlabelled volumes have no registered label; most of them is a warning."""
+        waiting = [
+            (key, path)
+            for key, path, known in zip(self.case_keys, found, self.case_labelled, strict=True)
+            if not known
+        ]
+        missing = [key for key, path in waiting if path is None]
+        if missing:
+            most = 2 * len(missing) > len(waiting)
+            logger.log(
+                logging.WARNING if most else logging.INFO,
+                "%d of %d unlabelled volumes have no registered label, for example %s",
+                len(missing),
+                len(waiting),
+                ", ".join(missing[:5]),
+            )
 
 
 def _check_annotated(cases: Sequence[Mapping[str, Any]], labelled: Sequence[bool]) -> None:

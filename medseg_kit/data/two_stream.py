@@ -6,6 +6,7 @@ both in random order.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -13,6 +14,14 @@ import torch
 
 from medseg_kit.data.slices import SliceDataset
 from medseg_kit.typing import UserError
+
+logger = logging.getLogger(__name__)
+
+ABSENT = (
+    "no slice is labelled: batches hold unlabelled ones alone, and supervised losses are absent",
+    "no slice is unlabelled: batches hold labelled ones alone, and losses of unlabelled images are"
+    " absent; a label budget (`labelled`) hides labels",
+)
 
 
 class Augmentation(Protocol):
@@ -71,6 +80,7 @@ class TwoStreamLoader:
         self.augmentation = augmentation
         self.device = device
         self.labels_needed = labels_needed
+        self._told = False
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -117,7 +127,10 @@ class TwoStreamLoader:
             )
         for one, other in ((0, 1), (1, 0)):
             if not len(kinds[one]):
+                if sizes[one] and not self._told:
+                    logger.warning(ABSENT[one])
                 sizes[one], sizes[other] = 0, self.batch_size
+        self._told = True
         return [
             endless_permutations(kind, size, generator)
             for kind, size in zip(kinds, sizes, strict=True)

@@ -16,7 +16,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from medseg_kit.transforms.grids import shift_in_voxels
+from medseg_kit.transforms.checks import check_image, check_label
 from medseg_kit.transforms.pipelines import AXIS_NAMES, VolumePreprocessing
 from medseg_kit.transforms.planes import (
     INTERPOLATIONS,
@@ -29,7 +29,6 @@ from medseg_kit.typing import UserError
 MAX_CLASSES = 255
 # What nibabel and zlib raise for a file that is cut off or no image.
 _DAMAGED = (ImageFileError, HeaderDataError, WrapStructError, EOFError, OSError, zlib.error)
-GRID_TOLERANCE_VOXELS = 0.5  # more would move a label by a voxel
 
 
 class VolumeSlices:
@@ -114,16 +113,7 @@ class VolumeSlices:
         _check_file(path)
         with _damage_named(path):
             image: MetaTensor = self.preprocessing({CommonKeys.IMAGE: str(path)})[CommonKeys.IMAGE]
-        if image.dim() != 4 or image.shape[0] != 1:
-            raise UserError(
-                f"{path} has shape {tuple(image.shape)} (channels first); a single 3-D volume of"
-                " one channel is needed: a 2-D image as H x W x 1, of a 4-D series each time frame"
-                " as its own file"
-            )
-        if not bool(torch.isfinite(image.as_tensor()).all()):
-            raise UserError(
-                f"{path} holds NaN or infinite values; mend it with `medseg data check`"
-            )
+        check_image(image, path)
         return image
 
     def _labels(self, path: str | Path | None, image: MetaTensor, axis: int) -> torch.Tensor:
@@ -134,28 +124,8 @@ class VolumeSlices:
             label = LoadImage(ensure_channel_first=True, image_only=True)(str(path))
         if self.preprocessing.orientation is not None:
             label = Orientation(self.preprocessing.orientation, labels=AXIS_NAMES)(label)
-        if label.shape != image.shape:
-            channels = f" and {len(label)} channels" if len(label) > 1 else ""
-            raise UserError(
-                f"{path} has size {tuple(label.shape[1:])}{channels}, its image"
-                f" {tuple(image.shape[1:])}; a label lies on the grid of its image"
-            )
-        shift = shift_in_voxels(image.shape[1:], image.affine, label.affine)
-        if shift > GRID_TOLERANCE_VOXELS:
-            raise UserError(
-                f"{path} lies up to {shift:.1f} voxels beside its image: the affines of the two"
-                " files differ; a label lies on the grid of its image"
-            )
-        values = label.as_tensor()
-        if bool((values != values.round()).any()) or not float(values.min()) >= 0:
-            raise UserError(f"{path} holds values that are no whole numbers from 0 on")
-        if float(values.max()) >= self.num_classes:
-            raise UserError(
-                f"{path} holds the value {float(values.max()):g}; the network has the classes 0 to"
-                f" {self.num_classes - 1}: number its organs so, or prepare the data with a view of"
-                " them"
-            )
-        slices = values.movedim(1 + axis, 0).to(torch.uint8)
+        check_label(label, image, path, num_classes=self.num_classes)
+        slices = label.as_tensor().movedim(1 + axis, 0).to(torch.uint8)
         return resize_slices(slices, self.size, interpolation="nearest")[:, 0].contiguous()
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medseg_kit.study.spec import RunSpec
 from medseg_kit.typing import UserError
 
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
 TRAINING = {"train": ["train.yaml"], "federate": ["train.yaml", "federated.yaml"]}
 
 
-def check_runs(runs: Iterable[RunSpec]) -> None:
+def check_runs(runs: Iterable[RunSpec], *, local_steps: int | None = None) -> None:
     """Compose the configurations of runs, with their overlays and overrides, without building them.
 
     Args:
         runs: Configurations of a study.
+        local_steps: Budget that the study states.
 
     Raises:
-        UserError: Names the run, and the file, id or path that does not exist.
+        UserError: Names the run, and the file, id or path that does not exist, or the steps that
+            its configuration makes instead of the budget.
     """
     from medseg_kit.bundle.config import load_config
 
@@ -28,7 +34,9 @@ def check_runs(runs: Iterable[RunSpec]) -> None:
         try:
             if run.mode in TRAINING:
                 files = [*TRAINING[run.mode], *run.overlays]
-                load_config(run.bundle, files, overrides={**run.overrides, **run.paths})
+                training = load_config(run.bundle, files, overrides={**run.overrides, **run.paths})
+                if run.mode == "train":
+                    _check_steps(training, local_steps)
             files = ["inference.yaml", *run.inference.get("overlays", ())]
             load_config(run.bundle, files, overrides=run.inference.get("overrides", {}))
         except UserError as error:
@@ -36,3 +44,20 @@ def check_runs(runs: Iterable[RunSpec]) -> None:
         for name, path in run.paths.items():
             if not Path(path).exists():
                 raise UserError(f"run {run.name}: {path} ({name}) does not exist; make it first")
+
+
+def _check_steps(training: ConfigParser, local_steps: int | None) -> None:
+    """Compare the steps of a training with the budget, where the configuration has them as numbers.
+
+    Raises:
+        UserError: If they differ.
+    """
+    epochs, steps = (training.get(key) for key in ("train#trainer#max_epochs", "steps_per_epoch"))
+    if local_steps is None or not isinstance(epochs, int) or not isinstance(steps, int):
+        return
+    if epochs * steps != local_steps:
+        raise UserError(
+            f"it trains {epochs} epochs of {steps} steps, the study's budget is {local_steps}"
+            " steps: change train#trainer#max_epochs or steps_per_epoch in its `overrides`, or the"
+            " budget"
+        )

@@ -61,7 +61,8 @@ def run_study(
     plans = {job.name: describe_job(study, job) for job in jobs(study)}
     write_json(folder / "study.json", asdict(study))
     done = finished_records(folder, {name: plan["identity"] for name, plan in plans.items()})
-    check_runs({job.spec.name: job.spec for job in jobs(study) if job.name not in done}.values())
+    waiting = {job.spec.name: job.spec for job in jobs(study) if job.name not in done}
+    check_runs(waiting.values(), local_steps=study.budget.get("local_steps"))
     failures: dict[str, str] = {}
     recording = threading.Lock()
 

@@ -43,6 +43,7 @@ from monai.transforms import (
 )
 from monai.utils.enums import CommonKeys
 
+from medseg_kit.transforms.checks import CheckPaird
 from medseg_kit.transforms.components import KeepLargestd
 from medseg_kit.transforms.modality import ClipCTorMRd, ScaleCTorMRd
 from medseg_kit.transforms.spacing import Spacingd
@@ -68,7 +69,8 @@ INTENSITIES: Mapping[str, Transform] = {
 class VolumePreprocessing(Compose):
     """The deterministic steps from a file to the network's input; remembers its parameters.
 
-    Read, channel first, orientation, spacing, intensity. Fast inference recognises this class and
+    Read, channel first, image and label checked against each other, orientation, spacing,
+    intensity. Fast inference recognises this class and
     does the same work with less memory traffic.
 
     Args:
@@ -103,6 +105,8 @@ class VolumePreprocessing(Compose):
     def _steps(self) -> list[Transform]:
         keys = self.keys
         steps: list[Transform] = [_reader(keys)]
+        if CommonKeys.LABEL in keys:
+            steps.append(CheckPaird())
         if self.orientation is not None:
             steps.append(Orientationd(keys=keys, axcodes=self.orientation, labels=AXIS_NAMES))
         if self.spacing is not None:

@@ -97,6 +97,16 @@ def slicing_axis(
         chosen = through_plane([int(side) for side in stored_shape], spacing.tolist())
     axis = int(np.abs(directions.T @ stored[:, chosen]).argmax())
     unusual = slice_axis is not None or chosen != len(stored_shape) - 1
+    others = np.delete(np.arange(3), chosen)
+    thick = (spacing[chosen] > 1.5 * spacing[others]).all()
+    if slice_axis is None and thick and (stored_shape[chosen] > stored_shape[others]).all():
+        logger.warning(
+            "the thickest voxels (%.3g mm) lie along the axis with the most of them (%d, the others"
+            " %s): if slices come out wrong, mend the spacing in the file's header",
+            spacing[chosen],
+            stored_shape[chosen],
+            " and ".join(str(side) for side in stored_shape[others]),
+        )
     logger.log(
         logging.INFO if unusual else logging.DEBUG,
         "slices along stored axis %d (%s, spacing %.3g mm, %d slices)",

@@ -36,6 +36,13 @@ def test_record__options_of_the_method_without_paths(trained, repository):
     assert str(repository) not in text
 
 
+def test_record__of_a_configuration_that_was_read_before(bundle, tmp_path):
+    parser = load_config(bundle, FILES, overrides={"output_dir": str(tmp_path)})
+    parser.get_parsed_content("dataset_dir")  # as the check before a training does
+    record_training(parser, FILES)
+    assert (tmp_path / TRAINING).is_file()
+
+
 def test_record__the_number_of_patients_that_are_named(bundle, tmp_path):
     overrides = {"output_dir": str(tmp_path), "labelled": ["patient099", "patient038"]}
     record_training(load_config(bundle, FILES, overrides=overrides), FILES)

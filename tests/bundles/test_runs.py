@@ -25,6 +25,7 @@ def weights(smoke):
     overrides = {**smoke.tiny("train.yaml"), "dataset_dir": smoke.data, "output_dir": out}
     succeed(smoke.run(["train.yaml"], overrides))
     path = out / "model.pt"
+    assert (out / "training.json").is_file()
     state = torch.load(path, weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     return path

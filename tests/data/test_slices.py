@@ -141,6 +141,17 @@ def test_slices__registered_labels(cases, tmp_path: Path) -> None:
     assert "registered_label" not in dataset(cases).batch(torch.tensor([0]))
 
 
+def test_slices__tells_of_unlabelled_volumes_without_a_registered_label(
+    cases, tmp_path: Path, caplog
+) -> None:
+    label = nib.Nifti1Image(np.zeros((12, 10, 3), np.uint8), AFFINE)
+    nib.save(label, tmp_path / "b_ED.nii.gz")
+    dataset(cases, registered_labels=tmp_path, labelled=["a"])
+    (record,) = caplog.records
+    text = "3 of 4 unlabelled volumes have no registered label, for example b_ES, c_ED, c_ES"
+    assert (record.levelname, record.message) == ("WARNING", text)
+
+
 def test_slices__registered_labels_of_another_list(cases, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no registered label"):

@@ -70,6 +70,18 @@ def test_two_stream__a_set_of_one_kind_fills_the_batch(data: SliceDataset) -> No
     assert not next(iter(site))["labelled"].any()
 
 
+def test_two_stream__says_once_which_losses_are_absent(data: SliceDataset, caplog: Any) -> None:
+    everything = SliceDataset(data.cases, image_size=8, num_classes=3)
+    batches = loader(everything)
+    for _ in range(2):
+        next(iter(batches))
+    (text,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "no slice is unlabelled" in text
+    caplog.clear()
+    next(iter(loader(everything, labelled_batch_size=5)))  # supervised training wants no others
+    assert "no slice" not in caplog.text
+
+
 def test_two_stream__supervised_batches(data: SliceDataset) -> None:
     batch = next(iter(loader(data, labelled_batch_size=5)))
     assert batch["labelled"].all()

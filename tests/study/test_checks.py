@@ -7,6 +7,16 @@ from medseg_kit.study.spec import RunSpec
 from medseg_kit.typing import UserError
 
 
+def test_check_runs__a_configuration_that_does_not_spend_the_budget(repository):
+    bundle = str(repository / "bundles" / "cardiac_mr_mcsc")
+    shorter = {"train#trainer#max_epochs": 2, "steps_per_epoch": 10}
+    runs = [RunSpec("a", "train", bundle=bundle, overrides=shorter)]
+    check_runs(runs)
+    check_runs(runs, local_steps=20)
+    with pytest.raises(UserError, match=r"run a: it trains 2 epochs of 10 steps, .* is 1500 steps"):
+        check_runs(runs, local_steps=1500)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from medseg_kit.bundle.config import load_config
 from medseg_kit.bundle.rules import check_references
 from medseg_kit.bundle.targets import parameters_of
 from medseg_kit.methods.mcsc import BalancedContrast
+from medseg_kit.study.checks import check_runs
 from medseg_kit.study.spec import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,8 @@ FILES = sorted((ROOT / "scripts" / "studies").glob("*.yaml"))
 def test_study__every_run_composes(file, monkeypatch):
     monkeypatch.setenv("MEDSEG_BUNDLES", str(ROOT / "bundles"))
     study = load_study(file)
+    trained = [dataclasses.replace(run, paths={}) for run in study.runs if run.mode == "train"]
+    check_runs(trained, local_steps=study.budget.get("local_steps"))
     for run in study.runs:
         base = ["train.yaml", "federated.yaml"] if run.mode == "federate" else ["train.yaml"]
         training = load_config(

@@ -34,6 +34,18 @@ def test_slicing_axis__follows_exchanged_axes() -> None:
     assert slicing_axis(torch.zeros(1, 9, 10, 5), 0) == 0
 
 
+@pytest.mark.parametrize(
+    ("shape", "thickness", "suspicious"),
+    [((10, 12, 4), 8.0, False), ((10, 12, 20), 8.0, True), ((10, 12, 20), 1.0, False)],
+)
+def test_slicing_axis__doubts_a_header_with_most_voxels_along_the_thickest_axis(
+    caplog, shape, thickness, suspicious
+) -> None:
+    affine = torch.diag(torch.tensor([1.0, 1.0, thickness, 1.0]))
+    slicing_axis(MetaTensor(torch.zeros(1, *shape), affine=affine))
+    assert ("mend the spacing" in caplog.text) == suspicious
+
+
 @pytest.mark.parametrize("size", [(16, 16), (12, 40), (9, 7)])
 @pytest.mark.parametrize("interpolation", ["linear", "nearest"])
 def test_resize_slices__pixel_centres_stay_in_place(size, interpolation) -> None:
