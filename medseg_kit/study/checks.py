@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg_kit.study.spec import RunSpec
+from medseg_kit.data.datalist import DATALIST_NAME, site_folders
+from medseg_kit.study.labels import labelled_subjects
+from medseg_kit.study.spec import Job, RunSpec
 from medseg_kit.typing import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +46,30 @@ def check_runs(runs: Iterable[RunSpec], *, local_steps: int | None = None) -> No
         for name, path in run.paths.items():
             if not Path(path).exists():
                 raise UserError(f"run {run.name}: {path} ({name}) does not exist; make it first")
+
+
+def check_budgets(jobs: Iterable[Job]) -> None:
+    """Compare the label budgets of runs with the labels that their data have.
+
+    Args:
+        jobs: Runs of a study, with their budgets.
+
+    Raises:
+        UserError: Names the run, the budget, and the data that have fewer labelled patients.
+    """
+    for job in jobs:
+        if job.label_budget is None:
+            continue
+        folders = [Path(job.spec.data)] if job.spec.data is not None else []
+        if job.spec.sites is not None:
+            folders += site_folders(job.spec.sites).values()
+        for folder in folders:
+            if not (folder / DATALIST_NAME).is_file():
+                continue  # a folder of sites
+            try:
+                labelled_subjects(folder, job.label_budget)
+            except UserError as error:
+                raise UserError(f"run {job.name}: {error}") from error
 
 
 def _check_steps(training: ConfigParser, local_steps: int | None) -> None:

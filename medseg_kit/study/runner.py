@@ -8,7 +8,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from medseg_kit import __version__
 from medseg_kit.bundle.paths import resolve_bundle
 from medseg_kit.files import write_json, write_text
 from medseg_kit.registration.layout import registration_digest
-from medseg_kit.study.checks import TRAINING, check_runs
+from medseg_kit.study.checks import TRAINING, check_budgets, check_runs
 from medseg_kit.study.labels import data_digest
 from medseg_kit.study.spec import Job, RunSpec, Study, jobs
 from medseg_kit.study.stages import discard_training, existing_weights
@@ -29,6 +29,7 @@ from medseg_kit.typing import PathLike, UserError
 logger = logging.getLogger(__name__)
 
 RECORDS = "records.jsonl"
+EARLIER = "records.earlier.jsonl"
 
 
 def run_study(
@@ -42,8 +43,9 @@ def run_study(
 
     Writes `out/runs/<job>/record.json` and log.txt per run, and `out/records.jsonl` and
     `out/study.json` for all. A run whose configuration, data or package version changed is done
-    again. Records name no place of this machine: `out/records.jsonl` copied to another one, with
-    the same data prepared, counts there as finished, and so it does when `out/runs` is removed.
+    again, and its old record kept in `out/records.earlier.jsonl`. Records name no place of this
+    machine: `out/records.jsonl` copied to another one, with the same data prepared, counts there as
+    finished, and so it does when `out/runs` is removed.
 
     Args:
         study: What to run.
@@ -61,8 +63,11 @@ def run_study(
     plans = {job.name: describe_job(study, job) for job in jobs(study)}
     write_json(folder / "study.json", asdict(study))
     done = finished_records(folder, {name: plan["identity"] for name, plan in plans.items()})
-    waiting = {job.spec.name: job.spec for job in jobs(study) if job.name not in done}
-    check_runs(waiting.values(), local_steps=study.budget.get("local_steps"))
+    waiting = [job for job in jobs(study) if job.name not in done]
+    specs = {job.spec.name: job.spec for job in waiting}
+    check_runs(specs.values(), local_steps=study.budget.get("local_steps"))
+    check_budgets(waiting)
+    keep_earlier(folder, done.values())
     failures: dict[str, str] = {}
     recording = threading.Lock()
 
@@ -103,6 +108,28 @@ def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
     """Write records.jsonl, one record a line."""
     lines = (json.dumps(item, sort_keys=True, allow_nan=False) + "\n" for item in records)
     write_text(folder / RECORDS, "".join(lines))
+
+
+def keep_earlier(folder: Path, done: Iterable[dict[str, Any]]) -> None:
+    """Move records that do not count any more to records.earlier.jsonl, and say so.
+
+    Args:
+        folder: The study's folder.
+        done: Records that count.
+    """
+    path, earlier = folder / RECORDS, folder / EARLIER
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    counting = {record["identity"] for record in done}
+    kept = earlier.read_text(encoding="utf-8").splitlines() if earlier.is_file() else []
+    old = [line for line in lines if json.loads(line)["identity"] not in counting]
+    if old:
+        write_text(earlier, "".join(f"{line}\n" for line in dict.fromkeys([*kept, *old])))
+        logger.warning(
+            "%d records are of another configuration, data set or version than the study's: they"
+            " are kept in %s and do not count",
+            len(old),
+            earlier,
+        )
 
 
 def finished_records(folder: Path, identities: dict[str, str]) -> dict[str, dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from medseg_kit.study.checks import check_runs
-from medseg_kit.study.spec import RunSpec
+from medseg_kit.study.checks import check_budgets, check_runs
+from medseg_kit.study.spec import Job, RunSpec
 from medseg_kit.typing import UserError
+from tests.study.conftest import write_datalist
 
 
 def test_check_runs__a_configuration_that_does_not_spend_the_budget(repository):
@@ -15,6 +16,19 @@ def test_check_runs__a_configuration_that_does_not_spend_the_budget(repository):
     check_runs(runs, local_steps=20)
     with pytest.raises(UserError, match=r"run a: it trains 2 epochs of 10 steps, .* is 1500 steps"):
         check_runs(runs, local_steps=1500)
+
+
+@pytest.mark.parametrize("mode", ["train", "federate"])
+def test_check_budgets__more_labels_than_there_are(tmp_path, mode):
+    folder = tmp_path / "north"
+    folder.mkdir()
+    cases = [{"image": f"{i}.nii.gz", "label": f"{i}.nii.gz", "subject": f"p{i}"} for i in range(3)]
+    write_datalist(folder, training=cases)
+    where = {"data": str(folder)} if mode == "train" else {"sites": str(tmp_path)}
+    spec = RunSpec("a", mode, **where)
+    check_budgets([Job(spec, 0, 3), Job(spec, 0, None), Job(RunSpec("b", "command"), 0, 9)])
+    with pytest.raises(UserError, match=r"run a_labels4_seed0: label budget 4 .* it has 3"):
+        check_budgets([Job(spec, 0, 4)])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import yaml
 from medseg_kit.cli.report import report
 from medseg_kit.files import write_json
 from medseg_kit.report.comparison import read_records
-from medseg_kit.study.runner import describe_job, run_study
+from medseg_kit.study.runner import describe_job, keep_earlier, run_study, write_records
 from medseg_kit.study.spec import jobs, load_study
 from medseg_kit.typing import UserError
 
@@ -154,6 +154,18 @@ def test_study__changed_configuration_is_run_again_and_failures_are_named(datase
         ("b_seed0", "failed"),
     ]
     assert read_records(out)[0]["cases"][0]["dice"] == pytest.approx(0.75)
+    (earlier,) = (out / "records.earlier.jsonl").read_text().splitlines()
+    assert json.loads(earlier)["cases"][0]["dice"] == pytest.approx(1.0)
+
+
+def test_keep_earlier__records_that_do_not_count_are_not_lost(tmp_path, caplog):
+    old, new = ({"identity": name} for name in ("old", "new"))
+    write_records(tmp_path, [old, new])
+    for _ in range(2):  # a study that was stopped before its next record
+        keep_earlier(tmp_path, [new])
+    assert (tmp_path / "records.earlier.jsonl").read_text() == '{"identity": "old"}\n'
+    assert "1 records are of another configuration" in caplog.text
+    keep_earlier(tmp_path / "nothing", [])
 
 
 @pytest.mark.slow
