@@ -110,10 +110,10 @@ class Predictor:
         start = time.perf_counter()
         cases = find_cases(self.input, section=self.options.section, exclude=self.outputs.folder)
         self.outputs.check_distinct(cases)
-        self.outputs.check_writable()
         parts, part = share(self.options.num_parts, self.options.part_id)
         mine = cases[part::parts]
         device = self._prepare_network()
+        self.outputs.check_writable()  # makes the folder, so only for weights that fit
         hashes = {"weights": network_fingerprint(self.network), "options": self._settings}
         logger.info("%d of %d cases on %s", len(mine), len(cases), device)
         counts = {"done": 0, "skipped": 0, "failed": 0}

@@ -325,6 +325,15 @@ def test_predict__wrong_number_of_organs(kit, make_predictor, tmp_path):
         make_predictor(options=PredictOptions(**QUIET, organs=["liver"])).predict()
 
 
+def test_predict__weights_of_another_network_leave_no_folder(kit, make_predictor, tmp_path):
+    _fill(kit, tmp_path / "in", ["a"])
+    torch.save(torch.nn.Conv3d(1, 2, 1).state_dict(), tmp_path / "other.pt")
+    options = PredictOptions(**QUIET, checkpoint=tmp_path / "other.pt")
+    with pytest.raises(UserError, match="does not fit"):
+        make_predictor(options=options).predict()
+    assert not (tmp_path / "out").exists()
+
+
 def test_predict__two_images_for_one_result(kit, make_predictor, tmp_path):
     _fill(kit, tmp_path / "in", ["a", "a.probabilities"])
     with pytest.raises(UserError, match="would be written for"):
