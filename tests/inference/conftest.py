@@ -18,8 +18,10 @@ from torch import nn
 
 from medseg_kit.inference.options import PredictOptions
 from medseg_kit.inference.predictor import Predictor
+from medseg_kit.inference.support import SupportSource
 from medseg_kit.inference.volume import VolumeInferer
 from medseg_kit.transforms.pipelines import volume_postprocessing, volume_preprocessing
+from tests.inference.one_shot_parts import PREPROCESSING, scan, write
 
 
 def affine_of(kind: str) -> np.ndarray:
@@ -143,3 +145,10 @@ def kit() -> SimpleNamespace:
         write_series=write_series,
         network=SmallNetwork,
     )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> SupportSource:
+    """Return one support scan with its label, as prototypes are made of it."""
+    image, label = write(tmp_path / "support", "s", scan())
+    return SupportSource(PREPROCESSING, support=image, support_label=label)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -32,12 +31,6 @@ from tests.inference.one_shot_parts import (
 @pytest.fixture
 def network() -> OneShotNetwork:
     return OneShotNetwork(Encoder(), PrototypeClassifier(), ORGANS).eval()
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> SupportSource:
-    image, label = write(tmp_path / "support", "s", scan())
-    return SupportSource(PREPROCESSING, support=image, support_label=label)
 
 
 def test_one_shot_inferer__superpixels_of_the_query_draw_the_borders(network, source, tmp_path):

@@ -35,12 +35,6 @@ def network() -> OneShotNetwork:
     return OneShotNetwork(Encoder(), PrototypeClassifier(), ORGANS).eval()
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> SupportSource:
-    image, label = write(tmp_path / "support", "s", scan())
-    return SupportSource(PREPROCESSING, support=image, support_label=label)
-
-
 def test_support__prototypes_are_of_two_by_two_cells(network, source, monkeypatch):
     """ALPNet pools by 2 outside training, by 4 in it."""
     seen, prototypes = set(), PrototypeClassifier.prototypes
