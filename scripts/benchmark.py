@@ -242,7 +242,8 @@ def main() -> None:
     for name in arguments.rows.split(","):
         for record in ROWS[name](arguments):
             records.append(record)
-            mark = "reached" if record["ratio"] >= record["goal"] else "missed"
+            reached = record["ratio"] >= record["goal"] and record.get("as_good", True)
+            mark = "reached" if reached else "missed"
             print(f"{json.dumps(record)}  goal {mark}", flush=True)
     if arguments.out:
         machine = {"processor": platform.processor(), "cores": os.cpu_count()}

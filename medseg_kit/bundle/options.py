@@ -17,7 +17,17 @@ from medseg_kit.typing import PathLike
 
 OWN = "medseg_kit."
 SLICES = ("image_size", "window", "intensity", "orientation", "interpolation", "direction")
-NAMED = "labelled"  # may list patients; their number is kept
+NAMED = "labelled"  # may name patients; their number is kept
+REGISTRATION = (
+    "method",
+    "region",
+    "spline_spacing",
+    "nominal_spacing",
+    "per_case",
+    "which_pairs",
+    "budgets",
+    "selection",
+)
 PRETRAINED = "pretrained_path"
 COMPONENTS = {
     "network": "network_def",
@@ -120,10 +130,12 @@ def describe_components(parser: ConfigParser, *, evaluate: bool = True) -> dict[
         for key, part in given.items()
     }
     found["settings"] = {
-        key: len(value) if key == NAMED and isinstance(value, list) else options_of(value)
+        key: options_of(value)
         for key, value in parser.get().items()
         if _is_setting(value) and not key.endswith("_dir")
     }
+    if isinstance(budget := parser.get(NAMED), list | dict):
+        found["settings"][NAMED] = _numbers(budget)
     if parser.get("registration") is not None:
         found["registration"] = _describe_registration(parser.get_parsed_content("registration"))
     dataset = parser["train#dataset"]
@@ -143,11 +155,19 @@ def _is_setting(value: Any) -> bool:
     return isinstance(value, PLAIN)
 
 
+def _numbers(budget: list[Any] | dict[str, Any]) -> Any:
+    """Return how many patients, or cases and slices of each, a label budget names."""
+    if isinstance(budget, list):
+        return len(budget)
+    slices = ["all" if chosen is None else len(chosen) for chosen in budget.values()]
+    return {"cases": len(budget), "slices": slices}
+
+
 def _describe_registration(folder: PathLike) -> dict[str, Any]:
     """Return how `medseg register` made a folder; nothing if it has no report."""
     file = Path(folder) / "report.json"
     report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {key: report[key] for key in ("method", "region", "selection") if key in report}
+    return {key: report[key] for key in REGISTRATION if key in report}
 
 
 def _name(kind: Any) -> str:

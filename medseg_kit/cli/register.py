@@ -93,6 +93,11 @@ def register(  # noqa: PLR0913 - the options of a command, all by name
         "data": str(data),
         "method": method,
         "region": settings.region,
+        "spline_spacing": settings.spline_spacing,
+        "nominal_spacing": nominal_spacing,
+        "per_case": per_case,
+        "which_pairs": pairs,
+        "budgets": budgets,
         "selection": asdict(rule),
         "pairs": _summary(records),
         "labelled": {"pairs": len(rows), "mean": summarise(rows), "rows": rows},
@@ -172,7 +177,7 @@ def segment(  # noqa: PLR0913 - the options of a command, all by name
     from medseg_kit.registration.store import PairStore
     from medseg_kit.typing import UserError
 
-    source = data if test is None else test
+    source = Path(data if test is None else test).absolute()
     training = read_cases(data, labelled=labelled, nominal_spacing=nominal_spacing)
     wanted = read_cases(source, nominal_spacing=nominal_spacing)
     if training.modality != wanted.modality:
@@ -187,11 +192,11 @@ def segment(  # noqa: PLR0913 - the options of a command, all by name
         method, modality=wanted.modality, region=region, spline_spacing=spline_spacing
     )
     store = PairStore(Path(registration).absolute(), wanted.modality, settings)
+    names = {str(case.image): case.name for case in find_cases(source, section=section)}
+    files = {case.key: names[str(case.image)] for case in targets}
     pairs = [(one, other) for one in targets for other in candidates if one.matches(other)]
     where: Any = {"jobs": jobs, "scheduler": scheduler}
     _register(store, [*pairs, *((moving, fixed) for fixed, moving in pairs)], **where)
-    names = {str(case.image): case.name for case in find_cases(source, section=section)}
-    files = {case.key: names[str(case.image)] for case in targets}
     chosen = _propagate(store, Path(out).absolute(), targets, candidates, files=files, **where)
     print(f"{chosen['number']} of {len(targets)} volumes segmented: {out}")
     cases = {case.key: case for case in targets}

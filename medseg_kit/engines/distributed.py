@@ -30,12 +30,14 @@ class Distributed:
         use_cuda = torch.cuda.is_available()
         if not dist.is_initialized():
             dist.init_process_group(backend="nccl" if use_cuda else "gloo")
-        idist.sync()  # a collective that ignite else starts in handlers which only process 0 has
-        self.rank = dist.get_rank()
         local = int(os.environ["LOCAL_RANK"])
         self.device = torch.device(f"cuda:{local}" if use_cuda else "cpu")
         if use_cuda:
             torch.cuda.set_device(self.device)
+        if "SLURM_JOB_ID" in os.environ:  # ignite takes the local rank from SLURM, not torchrun
+            os.environ["SLURM_LOCALID"] = str(local)
+        idist.sync()  # a collective that ignite else starts in handlers which only process 0 has
+        self.rank = dist.get_rank()
 
     def wrap(self, network: nn.Module) -> DistributedDataParallel:
         """Return the network whose gradients are averaged over the processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from monai.utils.enums import CommonKeys
 from torch import nn
 
 from medseg_kit.engines.schedules import Schedule, ssl4mis_ramp
-from medseg_kit.engines.step import TrainStep
+from medseg_kit.engines.step import TrainStep, check_resumed
 from medseg_kit.engines.teacher import Teacher
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
 from medseg_kit.networks.projectors import Projected
@@ -18,6 +19,8 @@ from medseg_kit.typing import UserError
 
 if TYPE_CHECKING:
     from monai.engines import SupervisedTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,12 @@ class SemiSupervisedStep(TrainStep):
         teacher: Moving average that follows the weights after each step, for the methods that have
             one; its state is part of the step's.
         **options: Those of `TrainStep`.
+
+    Attributes:
+        learns_from_unlabelled: Whether the method has an unsupervised loss at all.
     """
+
+    learns_from_unlabelled = True
 
     def __init__(
         self,
@@ -74,11 +82,24 @@ class SemiSupervisedStep(TrainStep):
         self.ramp = ssl4mis_ramp() if ramp is None else ramp
         self.consistency_start = consistency_start
         self.teacher = teacher
+        self._looked = False
 
     @property
     def consistency_weight(self) -> float:
         """Weight of the unsupervised loss at the current step."""
         return self.consistency * self._ramped()
+
+    def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
+        """Run one step; see `TrainStep`. Warns once where an unsupervised loss has no images."""
+        if self.learns_from_unlabelled and not self._looked and bool(batchdata["labelled"].all()):
+            logger.warning(
+                "the first batch of %d slices has no unlabelled one, so this method trains by its"
+                " supervised loss alone; if the data have some, give a labelled_batch_size below"
+                " batch_size",
+                len(batchdata["labelled"]),
+            )
+        self._looked = True
+        return super().__call__(engine, batchdata)
 
     def step_size(self, batch: dict[str, Any]) -> float:
         """Return the ramp where nothing in the batch is labelled, else 1.
@@ -132,6 +153,7 @@ class SemiSupervisedStep(TrainStep):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
+        check_resumed("teacher", "teacher" in state, self.teacher is not None)
         if self.teacher is not None:
             self.teacher.load_state_dict(state["teacher"])
 

@@ -128,6 +128,7 @@ class TrainStep(ABC):
             "global_step": self.global_step,
             "scaler": self._scaler.state_dict(),
             "terms": [getattr(term, "state_dict", dict)() for term in self.terms],
+            "term_names": self._term_names(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -136,23 +137,20 @@ class TrainStep(ABC):
         Raises:
             UserError: If the state is that of another method, or of a step with other terms.
         """
-        method = state.get("method", type(self).__name__)  # none in older checkpoints
-        if method != type(self).__name__:
-            raise UserError(
-                f"the checkpoint is of a {method}, this step is a {type(self).__name__}: resume "
-                "with the configuration that wrote it"
-            )
+        own = type(self).__name__
+        check_resumed("method", state.get("method", own), own)  # none in older checkpoints
         contents = state.get("terms", [{} for _ in self.terms])  # none before terms had a state
-        if len(contents) != len(self.terms):
-            raise UserError(
-                f"the checkpoint holds the state of {len(contents)} loss terms, this step has "
-                f"{len(self.terms)}: resume with the configuration that wrote it"
-            )
+        check_resumed("number of loss terms", len(contents), len(self.terms))
+        names = self._term_names()
+        check_resumed("loss terms", state.get("term_names", names), names)
         self.global_step = int(state["global_step"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         for term, content in zip(self.terms, contents, strict=True):
             getattr(term, "load_state_dict", _keep)(content)
+
+    def _term_names(self) -> list[str]:
+        return [getattr(term, "__name__", type(term).__name__) for term in self.terms]
 
     def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
         """Run one step on ``batchdata`` and return ``image, label, pred, loss, losses``.
@@ -221,6 +219,24 @@ class TrainStep(ABC):
             schedule = self.group_schedules.get(name, self.lr_schedule)
             factor = schedule(self.global_step, self.total_steps)
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor * step_size
+
+
+def check_resumed(what: str, stored: Any, configured: Any) -> None:
+    """Compare what a checkpoint was written with and what is configured now.
+
+    Args:
+        what: What the two values are, in words.
+        stored: Of the checkpoint.
+        configured: Of the component that loads it.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if stored != configured:
+        raise UserError(
+            f"the checkpoint's {what}: {stored}; that of this configuration: {configured}. Resume"
+            " with the configuration that wrote the checkpoint"
+        )
 
 
 def _keep(_: Any) -> None:

@@ -41,8 +41,8 @@ class SliceInferer(Inferer):
         fast: Compute in bfloat16; labels differ slightly from those of full precision.
 
     Raises:
-        ValueError: If ``slice_axis`` is not 0, 1 or 2, ``interpolation`` or ``direction`` is
-            unknown, or an axis and a direction are given.
+        ValueError: If ``slice_axis`` is not 0, 1 or 2, ``slice_size`` not two positive whole
+            numbers, ``interpolation`` or ``direction`` unknown, or an axis and a direction given.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class SliceInferer(Inferer):
             )
         if slice_axis not in (None, 0, 1, 2):
             raise ValueError(f"slice_axis must be 0, 1 or 2 (a stored axis), got {slice_axis}")
+        if slice_size is not None and not _is_size(slice_size):
+            raise ValueError(f"slice_size is {slice_size}; give two positive whole numbers, [H, W]")
         check_direction(direction)
         if direction is not None and slice_axis is not None:
             raise ValueError(
@@ -120,3 +122,8 @@ class SliceInferer(Inferer):
         slices = functional.pad(slices, (0, -columns % self.divisor, 0, -rows % self.divisor))
         answer: torch.Tensor = network(slices.contiguous()).float()[..., :rows, :columns]
         return resize_slices(answer, (height, width))
+
+
+def _is_size(sides: Sequence[Any]) -> bool:
+    """Whether sides are two positive whole numbers."""
+    return len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)

@@ -84,8 +84,17 @@ class DiceCrossEntropy(nn.Module):
         self.cross_entropy_weight = cross_entropy_weight
         self.dice_weight = dice_weight
 
-    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Return the loss of ``logits`` ``(B, C, H, W)`` against ``label`` ``(B, 1, H, W)``."""
+    def forward(
+        self, logits: torch.Tensor, label: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the loss of logits against labels.
+
+        Args:
+            logits: ``(B, C, H, W)``.
+            label: ``(B, 1, H, W)``.
+            weight: Weight of each pixel, ``(H, W)``; 1 if None.
+        """
         target, logits = label[:, 0].long(), logits.float()
-        dice = soft_dice(logits.softmax(1), target)
-        return self.cross_entropy_weight * cross_entropy(logits, target) + self.dice_weight * dice
+        dice = soft_dice(logits.softmax(1), target, weight)
+        entropy = cross_entropy(logits, target, weight)
+        return self.cross_entropy_weight * entropy + self.dice_weight * dice

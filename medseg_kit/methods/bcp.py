@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.utils.enums import CommonKeys
+from torch import nn
 
 from medseg_kit.engines.semi_supervised import Branch, SemiSupervisedStep, count_labelled
 from medseg_kit.engines.step import Losses, TimedTerm
 from medseg_kit.engines.teacher import Teacher
-from medseg_kit.losses.soft_dice import cross_entropy, soft_dice
+from medseg_kit.losses.soft_dice import DiceCrossEntropy
 from medseg_kit.transforms.components import largest_components
 
 if TYPE_CHECKING:
@@ -51,24 +52,25 @@ class Mixture:
         """
         return torch.where(mask, image[self.outer], image[self.inner])
 
-    def loss(self, logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return half of Dice plus cross-entropy, each the weighted sum over the two regions.
+    def loss(
+        self, logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, loss: nn.Module
+    ) -> torch.Tensor:
+        """Return the weighted sum of a loss over the two regions.
 
         Args:
             logits: Of the mixed images, ``(M, C, H, W)``.
             target: Of the batch, ``(B, H, W)`` long.
             mask: As in `blend`.
+            loss: ``(logits, label, weight of the pixels) -> loss``, as `DiceCrossEntropy`.
         """
         logits = logits.float()
-        probabilities = logits.softmax(1)
         total = logits.new_zeros(())
         for source, weight, region in (
             (self.outer, self.outer_weight, mask),
             (self.inner, self.inner_weight, ~mask),
         ):
-            place = region.to(logits.dtype)
-            dice = soft_dice(probabilities, target[source], place)
-            total = total + weight * (dice + cross_entropy(logits, target[source], place)) / 2
+            label = target[source][:, None]
+            total = total + weight * loss(logits, label, region.to(logits.dtype))
         return total
 
 
@@ -114,7 +116,8 @@ class BidirectionalCopyPasteStep(SemiSupervisedStep):
             40,000).
         pseudo_weight: Weight of regions from unlabelled images.
         ema_decay: Decay of the teacher, which averages buffers too.
-        **options: Those of `SemiSupervisedStep`.
+        **options: Those of `SemiSupervisedStep`; the supervised loss is that of each region, so it
+            takes a weight of the pixels (see `Mixture.loss`), and `consistency` means nothing here.
     """
 
     def __init__(
@@ -153,7 +156,8 @@ class BidirectionalCopyPasteStep(SemiSupervisedStep):
             target = torch.cat([target[:count], largest_components(pseudo)])
         mask = rectangle_mask(image.shape[-2:], image.device)
         logits = engine.network(torch.cat([mixture.blend(image, mask) for mixture in mixtures]))
-        return logits, {"copy_paste": mixed_loss(mixtures, logits, target, mask)}
+        loss = mixed_loss(mixtures, logits, target, mask, loss=self.supervised_loss)
+        return logits, {"copy_paste": loss}
 
     def after_step(self, engine: SupervisedTrainer) -> None:
         """Move the teacher in the second phase."""
@@ -187,6 +191,7 @@ class CopyPaste(TimedTerm):
         self.pseudo_weight = pseudo_weight
         self.unlabelled_start = unlabelled_start
         self.largest_component = largest_component
+        self._loss = DiceCrossEntropy()
 
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the loss of the mixed images; nothing without images of both kinds."""
@@ -207,7 +212,7 @@ class CopyPaste(TimedTerm):
         total = image.new_zeros(())
         for branch, mixed in zip(branches, said, strict=False):  # a teacher's branch learns nothing
             target = self._target(branch.target, count)
-            total = total + mixed_loss(mixtures, mixed, target, mask)
+            total = total + mixed_loss(mixtures, mixed, target, mask, loss=self._loss)
         return {"copy_paste": self.weight * total}
 
     def _target(self, target: torch.Tensor, count: int) -> torch.Tensor:
@@ -217,11 +222,24 @@ class CopyPaste(TimedTerm):
 
 
 def mixed_loss(
-    mixtures: Sequence[Mixture], logits: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
+    mixtures: Sequence[Mixture],
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    loss: nn.Module,
 ) -> torch.Tensor:
-    """Return the sum of the mixtures' losses; ``logits`` hold their images one after the other."""
+    """Return the sum of the mixtures' losses; ``logits`` hold their images one after the other.
+
+    Args:
+        mixtures: The mixtures.
+        logits: ``(N, C, H, W)``.
+        target: As in `Mixture.loss`.
+        mask: As in `Mixture.blend`.
+        loss: As in `Mixture.loss`.
+    """
     parts = logits.split([len(mixture.outer) for mixture in mixtures])
-    losses = [m.loss(part, target, mask) for m, part in zip(mixtures, parts, strict=True)]
+    losses = [m.loss(part, target, mask, loss) for m, part in zip(mixtures, parts, strict=True)]
     return torch.stack(losses).sum()
 
 

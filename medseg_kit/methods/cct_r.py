@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from medseg_kit.engines.schedules import Schedule, constant
 from medseg_kit.engines.semi_supervised import Branch
-from medseg_kit.engines.step import Losses, TimedTerm
+from medseg_kit.engines.step import Losses, TimedTerm, check_resumed
 from medseg_kit.losses.prototype_contrast import prototype_contrast
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
 from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
@@ -227,5 +227,6 @@ class SupervisedContrast:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        check_resumed("use of registrations", bool(state["banks"]), bool(self.banks))
         for bank, content in zip(self.banks, state["banks"], strict=True):
             bank.load_state_dict(content)

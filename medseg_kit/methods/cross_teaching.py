@@ -58,17 +58,17 @@ class CrossTeachingStep(SemiSupervisedStep):
         """Return the first student's logits ``(B, C, H, W)`` and the losses of both."""
         image, count = batch[CommonKeys.IMAGE], count_labelled(batch)
         output = engine.network(image)
-        taught = None
+        answer = None
         if self.teacher is not None and count < len(image):
-            taught = self.ask_teacher(engine, image[count:])
-        branches = make_branches(batch, output, taught)
+            answer = self.ask_teacher(engine, image[count:])
+        branches = make_branches(batch, output, answer)
         losses: Losses = {}
         for name, branch in zip(("first", "second"), branches, strict=True):
             for key, value in self.supervised(branch.logits, batch).items():
                 losses[f"{key}_{name}"] = value
             if count < len(branch.logits):
-                taught = self.taught(branch.logits[count:].float(), branch.target[count:])
-                losses[f"teaching_{name}"] = self.consistency_weight * taught
+                loss = self.taught(branch.logits[count:].float(), branch.target[count:])
+                losses[f"teaching_{name}"] = self.consistency_weight * loss
         first = branches[0].logits
         return first, losses or self.absent(first)
 

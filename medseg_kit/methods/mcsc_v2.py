@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from medseg_kit.engines.schedules import progress
 from medseg_kit.engines.semi_supervised import Branch
-from medseg_kit.engines.step import Losses, TimedTerm
+from medseg_kit.engines.step import Losses, TimedTerm, check_resumed
 from medseg_kit.losses.prototype_contrast import FeatureBank, prototype_contrast
 from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
 from medseg_kit.methods.patch_groups import resize_labels, resize_maps
@@ -220,5 +220,6 @@ class CertaintyContrast(TimedTerm):
         """Restore what `state_dict` returned."""
         self.banks = {}
         for scale, content in state["banks"].items():
+            check_resumed("bank_size", content["features"].shape[1], self.bank_size)
             self.banks[scale] = FeatureBank(*content["features"].shape)
             self.banks[scale].load_state_dict(content)

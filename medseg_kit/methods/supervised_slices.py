@@ -24,6 +24,8 @@ class SupervisedSliceStep(SemiSupervisedStep):
     A site without labelled cases has nothing to learn from: its loss is 0.
     """
 
+    learns_from_unlabelled = False
+
     def losses(
         self, engine: SupervisedTrainer, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, Losses]:

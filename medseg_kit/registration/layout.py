@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medseg_kit.data.budgets import Budget, labelled_flags, subject_of
+from medseg_kit.registration.mapping import MAPS_NAME
 from medseg_kit.typing import PathLike, UserError
 
 logger = logging.getLogger(__name__)
@@ -29,10 +32,11 @@ def labelled_folder(registration: PathLike, number: int, choice: str = BEST) -> 
 
 
 def registration_digest(registration: PathLike, number: int | None) -> str:
-    """Return a digest of what the registered labels of a budget were made of.
+    """Return a digest of what a training with a registration depends on.
 
-    That is the settings and the images of all registrations that were looked at, which of them
-    succeeded, and the rule by which one was chosen.
+    That is, of the registered labels of a budget, the settings and the images of all registrations
+    that were looked at, which of them succeeded, and the rule by which one was chosen; and which
+    pairs have a point map, those of other budgets included: CCT-R looks at all of them.
 
     Args:
         registration: Output folder of ``medseg register``.
@@ -42,6 +46,11 @@ def registration_digest(registration: PathLike, number: int | None) -> str:
     files = sorted(folder / SELECTION for folder in folders if (folder / SELECTION).is_file())
     rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
     made = sorted(f"{row['case']} {row['inputs']}" for row in rows)
+    maps = Path(registration) / MAPS_NAME
+    if maps.is_file():
+        content = torch.load(maps, map_location="cpu", weights_only=True, mmap=True)
+        keys = content["keys"]
+        made += sorted(f"{keys[one]} {keys[other]}" for one, other in content["pairs"].tolist())
     return hashlib.sha256("\n".join(made).encode()).hexdigest()
 
 

@@ -30,12 +30,12 @@ def write_maps(store: PairStore, cases: Sequence[RegistrationCase]) -> Path | No
         store: The registered pairs; all that still hold are written, also those of earlier runs.
         cases: Volumes.
     """
-    volumes = {case.key: _Volume(case) for case in cases}
-    keys = list(volumes)
     pairs = ((fixed, moving) for fixed in cases for moving in cases if fixed.matches(moving))
+    volumes: dict[str, _Volume] = {}  # of registered pairs alone: others may not be readable
     found = list(_entries(store, pairs, volumes))
     if not found:
         return None
+    keys = list(volumes)
     zeros = torch.zeros(3, *GRID_POINTS, dtype=torch.float16)
     rests = [entry["displacement"] for entry in found]
     content = {
@@ -84,6 +84,9 @@ def _entries(
     for fixed, moving in pairs:
         transform = store.transform(fixed, moving)
         if transform is not None:
+            for case in (fixed, moving):
+                if case.key not in volumes:
+                    volumes[case.key] = _Volume(case)
             entry = _map(transform, volumes[fixed.key], volumes[moving.key])
             yield {"pair": (fixed.key, moving.key), **entry}
 

@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK
 
 from medseg_kit.registration.cases import RegistrationCase
+from medseg_kit.transforms.planes import through_plane
 from medseg_kit.typing import UserError
 
 WINDOW = (-125.0, 275.0)  # Hounsfield units
@@ -15,7 +16,7 @@ BODY = 0.05  # of the window: darker is air
 REGIONS = ("centre", "body", "full")
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)  # seven labelled volumes and what is registered with them
 def read_image(case: RegistrationCase, modality: str) -> SimpleITK.Image:
     """Read a volume as float32 with intensities in [0, 1].
 
@@ -86,7 +87,7 @@ def region_of_interest(image: SimpleITK.Image, region: str) -> SimpleITK.Image:
     if region == "body":
         return _body(image)
     size, spacing = image.GetSize(), image.GetSpacing()
-    through = int(np.argmax(spacing))
+    through = through_plane(size, spacing)
     start = [0 if axis == through else side // 4 for axis, side in enumerate(size)]
     kept = [s if axis == through else max(1, s // 2) for axis, s in enumerate(size)]
     part: SimpleITK.Image = SimpleITK.RegionOfInterest(image, kept, start)

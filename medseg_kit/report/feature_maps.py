@@ -165,6 +165,7 @@ def _deployed(study_dir: Path, record: Record) -> tuple[torch.nn.Module, VolumeS
         image_size=size,
         num_classes=classes,
         interpolation=inferer.interpolation,
+        direction=inferer.direction,
     )
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a federation: it opens offline and needs nothing beside it."""
+"""One self-contained HTML page of a study or federation: opens offline, needs nothing beside it."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,15 @@ def shown_records(records: Sequence[Record]) -> list[Record]:
     Args:
         records: Records of a study.
     """
-    budget = max((record["label_budget"] or 0 for record in records), default=0)
-    wanted = [record for record in records if (record["label_budget"] or 0) == budget]
+    budget = max((_budget(record) for record in records), default=0)
+    wanted = [record for record in records if _budget(record) == budget]
     return [record for record in wanted if record["seed"] == wanted[0]["seed"]]
+
+
+def _budget(record: Record) -> float:
+    """Return the number of labelled patients; without a budget all are."""
+    budget = record["label_budget"]
+    return math.inf if budget is None else budget
 
 
 def shown_name(record: Record, records: Sequence[Record]) -> str:

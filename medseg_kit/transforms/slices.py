@@ -15,6 +15,7 @@ from monai.utils.enums import CommonKeys
 from torch.nn import functional
 
 from medseg_kit.transforms.intensity import vary_intensity
+from medseg_kit.typing import UserError
 
 # (number of images, generator, the augmentation) -> (B, 2, 2): see `_linear_parts`
 _Rule = Callable[[int, torch.Generator, "SliceAugmentation"], torch.Tensor]
@@ -45,7 +46,8 @@ class SliceAugmentation:
             are sampled by the nearest pixel. What comes from outside is 0.
 
     Raises:
-        ValueError: For an unknown ``rule`` or ``interpolation``, or a ``crop`` outside (0, 1].
+        ValueError: For an unknown ``rule`` or ``interpolation``, ``mirroring`` with a rule that
+            does not look at it, or a ``crop`` outside (0, 1].
     """
 
     def __init__(  # noqa: PLR0913 - the names of a configuration, all by keyword
@@ -63,6 +65,8 @@ class SliceAugmentation:
     ) -> None:
         if rule not in _RULES:
             raise ValueError(f"rule must be one of {list(_RULES)}, got {rule!r}")
+        if mirroring and rule != "affine":
+            raise ValueError(f"mirroring belongs to the rule 'affine'; the rule is {rule!r}")
         if interpolation not in ("bilinear", "nearest"):
             raise ValueError(f"interpolation must be bilinear or nearest, got {interpolation!r}")
         if crop is not None and not 0 < crop <= 1:
@@ -115,7 +119,16 @@ class SliceAugmentation:
             num_images: B.
             size: Height and width of the images.
             generator: Of the CPU.
+
+        Raises:
+            UserError: If the rule turns images by 90 degrees and they are not square.
         """
+        if size[0] != size[1] and (self.mirroring or self.rule in _TURNING):
+            raise UserError(
+                f"slices of {size[0]} x {size[1]} pixels cannot be turned by 90 degrees, as"
+                f" augmentation with rule {self.rule!r} does; take square slices, or rule 'rotate'"
+                " or 'affine' without mirroring"
+            )
         linear = _RULES[self.rule](num_images, generator, self)
         if self.crop is not None:
             linear = self.crop * linear
@@ -239,6 +252,7 @@ def _none(num_images: int, generator: torch.Generator, own: SliceAugmentation) -
     return torch.eye(2).repeat(num_images, 1, 1)
 
 
+_TURNING = ("rot_flip", "rot_flip_always")
 _RULES: dict[str, _Rule] = {
     "rot_flip": _rot_flip,
     "rot_flip_always": _rot_flip_always,

@@ -49,6 +49,12 @@ def test_record__the_number_of_patients_that_are_named(bundle, tmp_path):
     text = (tmp_path / TRAINING).read_text()
     assert json.loads(text)["options"]["settings"]["labelled"] == 2
     assert "patient099" not in text
+    overrides["labelled"] = {"patient099_ED": None, "patient099_ES": [0, 1, 2, 4, 8, 9, 10]}
+    record_training(load_config(bundle, FILES, overrides=overrides), FILES)
+    text = (tmp_path / TRAINING).read_text()
+    named = json.loads(text)["options"]["settings"]["labelled"]
+    assert named == {"cases": 2, "slices": ["all", 7]}
+    assert "patient099" not in text
 
 
 def test_differences__of_what_uses_the_weights(bundle, trained):

@@ -38,6 +38,7 @@ TINY: dict[str, Any] = {
     "image_size": 32,
     "batch_size": 2,
     "patches": {"full": 8, "eighth": 2},
+    "labelled": 1,  # of three patients: batches hold slices of both kinds
     "labelled_batch_size": 1,
     "steps_per_epoch": 2,
     "max_steps": 2,
@@ -101,7 +102,7 @@ def bundle(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module", params=one_a_family(), ids=lambda path: path.name)
 def smoke(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Smoke:
-    """Return one bundle a family with a small fully labelled synthetic data set of its organs."""
+    """Return one bundle a family with a small synthetic data set of its organs."""
     root: Path = request.param
     metadata = json.loads((root / "configs" / "metadata.json").read_text())
     modality = metadata["network_data_format"]["inputs"]["image"]["modality"].split(",")[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -109,6 +112,19 @@ def _structure(config):
     if "train" in blocks:
         blocks["train"]["trainer"].pop("max_epochs")
     return blocks
+
+
+def test_monai_label__can_load_and_train_it(bundle, repository, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "scripts" / "label_server")
+    check_bundle = importlib.import_module("check_bundle")
+    root = tmp_path / bundle.name
+    shutil.copytree(bundle, root)
+    if not (root / "models" / "model.pt").is_file():
+        (root / "models").mkdir(exist_ok=True)
+        network = load_config(root, ["inference.yaml"]).get_parsed_content("network_def")
+        torch.save(network.state_dict(), root / "models" / "model.pt")
+    check_bundle.check_inference(root)
+    assert check_bundle.training_problems(root) == []
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ SMALL_IDS = (
     "roi_size",
     "image_size",
     "batch_size",
+    "labelled",
     "labelled_batch_size",
     "patches",
     "steps_per_epoch",

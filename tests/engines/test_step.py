@@ -220,7 +220,7 @@ def test_step__refuses_the_state_of_another_method():
 
     state = Other(total_steps=1).state_dict()
     step = MeanTeacherStep(total_steps=1)
-    with pytest.raises(ValueError, match="is of a Other, this step is a MeanTeacherStep: resume"):
+    with pytest.raises(ValueError, match=r"method: Other; .* MeanTeacherStep\. Resume"):
         step.load_state_dict(state)
     del state["method"]  # as a checkpoint of an earlier version
     Other(total_steps=1).load_state_dict(state)
@@ -231,5 +231,5 @@ def test_step__refuses_the_state_of_other_terms():
         Regression(total_steps=5, terms=[lambda engine, batch: {}]),
         Regression(total_steps=5),
     )
-    with pytest.raises(ValueError, match="1 loss terms"):
+    with pytest.raises(ValueError, match=r"loss terms: 1; .* 0"):
         second.load_state_dict(first.state_dict())

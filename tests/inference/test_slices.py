@@ -157,5 +157,7 @@ def test_slice_inferer__interpolation_by_name():
 def test_slice_inferer__wrong_input():
     with pytest.raises(ValueError, match="stored axis"):
         SliceInferer(slice_axis=3)
+    with pytest.raises(ValueError, match="two positive whole numbers"):
+        SliceInferer(slice_size=[[96, 128], [96, 128]])
     with pytest.raises(ValueError, match="slices need volumes"):
         SliceInferer()(torch.zeros(1, 1, 8, 8), lambda slices: slices)

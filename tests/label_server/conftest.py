@@ -29,6 +29,7 @@ BUNDLES = (
     "hippocampus_mr_segviz",
     "abdomen_ct_segviz",
     "cardiac_mr_mcsc",  # deploys one of the networks that it trains
+    "cardiac_mr_cct_r",  # answers with the mean of two
     "abdomen_ct_semi_supervised",  # slices of a fixed orientation
 )
 BROKEN = "broken_ct_net"
@@ -155,8 +156,10 @@ def balanced_state(bundle):
         logits = network(image)[0]
         medians = logits.flatten(1).median(1).values
         if slices:
-            (bias,) = last_biases(network, len(medians))
-            bias -= medians
+            biases = last_biases(network, len(medians))  # of a pair, one may have none
+            students = len(network.answering()) if hasattr(network, "answering") else 1
+            for bias in biases:
+                bias -= medians * students / len(biases)
         else:
             for head, median in zip(network.heads.values(), medians[1:], strict=True):
                 last_biases(head, 2)[-1][1] -= median

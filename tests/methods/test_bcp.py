@@ -4,6 +4,7 @@ import pytest
 import torch
 from monai.transforms import KeepLargestConnectedComponent
 
+from medseg_kit.losses.soft_dice import DiceCrossEntropy
 from medseg_kit.methods.bcp import (
     BidirectionalCopyPasteStep,
     CopyPaste,
@@ -58,7 +59,8 @@ def test_mixture__blends_images_and_perfect_answers_cost_nothing():
     assert torch.equal(mixed[0, 0][mask], target[0][mask].float())
     assert torch.equal(mixed[0, 0][~mask], target[2][~mask].float())
     logits = 40.0 * torch.nn.functional.one_hot(mixed[:, 0].long(), 3).movedim(-1, 1).float()
-    assert float(mixed_loss([mixture], logits, target, mask)) == pytest.approx(0, abs=1e-5)
+    loss = mixed_loss([mixture], logits, target, mask, loss=DiceCrossEntropy())
+    assert float(loss) == pytest.approx(0, abs=1e-5)
 
 
 def test_mixed_loss__sum_over_both_inputs_as_printed():
@@ -75,8 +77,11 @@ def test_mixed_loss__sum_over_both_inputs_as_printed():
             dice = 1 - (2 * (p * hot).sum(1) + 1e-5) / (p.square().sum(1) + hot.sum(1) + 1e-5)
             entropy = torch.nn.functional.cross_entropy(row[:, region].T, y)
             total += weight * (dice.mean() + entropy) / 2
-    found = mixed_loss(exchanged_mixtures(2, 4), logits, target, mask)
+    mixtures = exchanged_mixtures(2, 4)
+    found = mixed_loss(mixtures, logits, target, mask, loss=DiceCrossEntropy())
     assert float(found) == pytest.approx(float(total), rel=1e-5)
+    doubled = mixed_loss(mixtures, logits, target, mask, loss=DiceCrossEntropy(1.0, 1.0))
+    assert float(doubled) == pytest.approx(2 * float(total), rel=1e-5)
 
 
 def test_phases__the_teacher_starts_from_the_first_phase():
@@ -124,7 +129,9 @@ def test_teacher__makes_the_pseudo_labels_of_the_second_phase():
 
 def test_second_phase__loss_written_out():
     torch.manual_seed(0)
-    step, network = BidirectionalCopyPasteStep(total_steps=8, first_phase=0.0), pixelwise()
+    loss = DiceCrossEntropy(0.4, 0.6)
+    step = BidirectionalCopyPasteStep(total_steps=8, first_phase=0.0, supervised_loss=loss)
+    network = pixelwise()
     teacher = step.teacher.of(network)
     for each in (teacher, network):
         torch.nn.init.normal_(each.weight)
@@ -137,7 +144,7 @@ def test_second_phase__loss_written_out():
     mask, mixtures = rectangle_mask((SIZE, SIZE)), exchanged_mixtures(2, 4)
     pseudo = largest_components(teacher(image[2:]).argmax(1))
     logits = network(torch.cat([mixture.blend(image, mask) for mixture in mixtures]))
-    expected = mixed_loss(mixtures, logits, torch.cat([label, pseudo]), mask)
+    expected = mixed_loss(mixtures, logits, torch.cat([label, pseudo]), mask, loss=loss)
     torch.testing.assert_close(found, expected)
 
 

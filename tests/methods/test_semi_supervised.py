@@ -70,6 +70,13 @@ def test_batch__without_a_kind_of_image(method, labelled, unlabelled):
     assert all(value.isfinite().all() for value in network.state_dict().values())
 
 
+def test_batch__without_unlabelled_images_is_warned_of_once(method, caplog):
+    step, network = make(method)
+    train(step, network, [make_batch(4, 0), make_batch(4, 0)])
+    expected = 0 if method == "supervised" else 1
+    assert caplog.text.count("has no unlabelled one") == expected
+
+
 @pytest.mark.parametrize("name", ["cps", "mean_teacher", "rotation_consistency", "cct"])
 def test_batch__without_labels_moves_by_the_ramp(name):
     """An adaptive optimiser would make full steps of the smallest unsupervised loss."""

@@ -13,6 +13,7 @@ from medseg_kit.methods.mcsc_v2 import CertaintyContrast
 from medseg_kit.methods.mean_teacher import MeanTeacherStep
 from medseg_kit.methods.reco import RegionalContrast
 from medseg_kit.networks.single import SingleNetwork
+from medseg_kit.typing import UserError
 from tests.methods.slice_training import (
     CLASSES,
     IdentityMaps,
@@ -84,3 +85,34 @@ def test_state__of_terms_comes_back_from_a_file_bit_for_bit(name):
     assert resumed == history
     for key, value in state.items():
         assert torch.equal(restored[key], value), key
+
+
+OTHERS = {
+    "loss terms": (WITH_TERMS["mcsc"], WITH_TERMS["reco"]),
+    "teacher": (
+        lambda: cross_teaching_with(ema_decay=0.9, scales=None),
+        lambda: cross_teaching_with(scales=None),
+    ),
+    "use of registrations": (
+        WITH_TERMS["cct_r"],
+        lambda: cross_teaching_with(
+            RegistrationSupervision(), SupervisedContrast(CLASSES), scales=("quarter",)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_state__of_another_configuration_is_refused(what, turned):
+    written, read = (make()[0] for make in (OTHERS[what][::-1] if turned else OTHERS[what]))
+    with pytest.raises(UserError, match=f"the checkpoint's {what}"):
+        read.load_state_dict(written.state_dict())
+
+
+def test_state__of_a_bank_of_another_size_is_refused():
+    step, network = WITH_TERMS["mcsc_v2"]()
+    train(step, network, [make_batch()])
+    other = CertaintyContrast(CLASSES, 10, bank_size=100)
+    with pytest.raises(UserError, match=r"the checkpoint's bank_size: 200; .* 100"):
+        other.load_state_dict(step.terms[0].state_dict())

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import SimpleITK
+import torch
 
 from medseg_kit.cli.register import register, segment
 from medseg_kit.registration.cases import nominal, ordered_pairs, read_cases
@@ -95,10 +96,10 @@ def test_register__writes_labels_of_the_best_patient_and_continues(dataset, tmp_
 
 
 @pytest.mark.slow
-def test_segment__by_registration_alone(dataset, tmp_path, capsys):
+def test_segment__by_registration_alone(dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # paths as the README writes them
     out = tmp_path / "pred"
-    folder = str(tmp_path / "registration")
-    assert segment(str(dataset), out=str(out), registration=folder, labelled=2) == 0
+    assert segment(dataset.name, out="pred", registration="registration", labelled=2) == 0
     assert "1 of 1 volumes segmented" in capsys.readouterr().out
     assert overlap(read(dataset / "labels" / "e.nii.gz"), read(out / "e.nii.gz")) > 0.85
 
@@ -109,6 +110,21 @@ def test_segment__a_volume_without_a_registration_may_get_an_empty_label(dataset
     label, image = read(tmp_path / "empty.nii.gz"), SimpleITK.ReadImage(str(case.image))
     assert not SimpleITK.GetArrayViewFromImage(label).any()
     assert (label.GetSize(), label.GetOrigin()) == (image.GetSize(), image.GetOrigin())
+
+
+@pytest.mark.slow
+def test_register__an_unreadable_volume_costs_only_its_own_pairs(dataset, tmp_path):
+    (dataset / "images" / "d.nii.gz").write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert register(str(dataset), out=str(out), labelled=[1]) == 1
+    report = json.loads((out / "report.json").read_text())
+    assert {(row["fixed"], row["moving"]) for row in report["pairs"]["failed"]} == {
+        ("a", "d"),
+        ("d", "a"),
+    }
+    assert [row["case"] for row in report["registered_labels"]["1"]["without"]] == ["d"]
+    assert (out / "labelled_1" / "b.nii.gz").is_file()
+    assert torch.load(out / "maps.pt", weights_only=True)["keys"] == ["a", "b", "c"]
 
 
 def test_store__a_changed_image_or_setting_is_registered_again(dataset, tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from medseg_kit.registration.layout import registered_labels, registration_digest
 from medseg_kit.typing import UserError
@@ -35,7 +36,7 @@ def test_registered_labels__of_other_subjects_are_never_taken(labelled) -> None:
         registered_labels("reg", DATA, labelled)
 
 
-def test_registration_digest__of_the_budgets_own_labels(tmp_path) -> None:
+def test_registration_digest__of_the_budgets_own_labels_and_all_maps(tmp_path) -> None:
     def write(name, *inputs):
         rows = [{"case": f"c{number}", "inputs": item} for number, item in enumerate(inputs)]
         (tmp_path / name).mkdir(exist_ok=True)
@@ -47,4 +48,7 @@ def test_registration_digest__of_the_budgets_own_labels(tmp_path) -> None:
     write("labelled_3_random", "d")
     assert registration_digest(tmp_path, 3) == first
     write("labelled_3", "a", "e")
-    assert registration_digest(tmp_path, 3) != first
+    second = registration_digest(tmp_path, 3)
+    assert second != first
+    torch.save({"keys": ["c0", "c1"], "pairs": torch.tensor([[0, 1]])}, tmp_path / "maps.pt")
+    assert registration_digest(tmp_path, 3) != second

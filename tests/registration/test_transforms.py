@@ -181,4 +181,6 @@ def test_region__middle_half_in_plane_body_and_full():
     body = region_of_interest(SimpleITK.Clamp(image - 0.4, lowerBound=0.0), "body")
     assert body.GetSize() == (23, 17, 7)
     assert region_of_interest(image, "full").GetSize() == SIZE
+    image.SetSpacing((1.0, 1.0, 1.0))  # the fewest voxels are the slices', as in all of the project
+    assert region_of_interest(image, "centre").GetSize() == (24, 20, 12)
     assert region_of_interest(image * 0, "body").GetSize() == SIZE

@@ -7,6 +7,7 @@ import torch
 from matplotlib.image import imread
 
 from medseg_kit.bundle.config import load_config
+from medseg_kit.data.volume_slices import VolumeSlices
 from medseg_kit.networks.dual import DualNetwork
 from medseg_kit.networks.unet2d import UNet2D
 from medseg_kit.report.feature_maps import (
@@ -103,3 +104,18 @@ def test_feature_figures__a_bundle_that_is_gone_is_left_out(study, caplog):
     record["configuration"]["bundle"] = str(folder / "no_bundle")
     assert feature_figures(folder, [record], test) == {}
     assert "no features of supervised" in caplog.text
+
+
+def test_feature_figures__slices_as_the_network_sees_them(study, monkeypatch):
+    folder, record, test, _ = study
+    record = json.loads(json.dumps(record))
+    record["configuration"]["inference"]["overrides"]["slice_direction"] = "S"
+    cut = []
+
+    def slices(*arguments, **options):
+        cut.append(options["direction"])
+        return VolumeSlices(*arguments, **options)
+
+    monkeypatch.setattr("medseg_kit.report.feature_maps.VolumeSlices", slices)
+    feature_figures(folder, [record], test)
+    assert cut == ["S"]

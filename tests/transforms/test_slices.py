@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 
 from medseg_kit.transforms.slices import SliceAugmentation, sampling_grid
+from medseg_kit.typing import UserError
 
 RULES = ["rot_flip", "rot_flip_always", "rotate", "affine", "none"]
 
@@ -30,10 +31,12 @@ def smooth(num: int, height: int = 40, width: int = 40) -> torch.Tensor:
     return torch.from_numpy((blurred - blurred.min()) / np.ptp(blurred)).float()
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("mirroring", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "mirroring"), [*((rule, False) for rule in RULES), ("affine", True)]
+)
 def test_matrix__maps_a_landmark_to_where_it_came_from(rule: str, mirroring: bool) -> None:
-    height, width = 48, 60
+    turns = mirroring or rule.startswith("rot_flip")
+    height, width = 60 if turns else 48, 60
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     spot = torch.exp(-((rows - 20.0) ** 2 + (columns - 35.0) ** 2) / 18)
     batch = batch_of(spot.repeat(24, 1, 1, 1))
@@ -149,7 +152,7 @@ def test_intensity__empty_and_constant_images_stay_finite() -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_augmentation__same_seed_same_batch_and_input_unchanged(rule: str) -> None:
-    image = smooth(6, 24, 32)
+    image = smooth(6, 32, 32)
     before = image.clone()
     augmentation = SliceAugmentation(rule, intensity=0.5)
     first, again = (augmentation(batch_of(image), generator=generator(7)) for _ in range(2))
@@ -171,6 +174,18 @@ def test_augmentation__wrong_arguments() -> None:
         SliceAugmentation("flip")
     with pytest.raises(ValueError, match="interpolation"):
         SliceAugmentation(interpolation="linear")
+    with pytest.raises(ValueError, match="mirroring belongs to the rule 'affine'"):
+        SliceAugmentation("rotate", mirroring=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "mirroring"), [("rot_flip", False), ("rot_flip_always", False), ("affine", True)]
+)
+def test_augmentation__quarter_turns_need_square_slices(rule, mirroring) -> None:
+    oblong = batch_of(smooth(2)[..., :-4])
+    with pytest.raises(UserError, match="cannot be turned by 90 degrees"):
+        SliceAugmentation(rule, mirroring=mirroring)(oblong, generator=generator())
+    assert SliceAugmentation("affine")(oblong)["image"].shape == oblong["image"].shape
 
 
 def test_crop__a_window_inside_the_image_fills_it() -> None:
