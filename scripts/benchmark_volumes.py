@@ -125,6 +125,7 @@ def registration(arguments: Arguments) -> list[Record]:
     from medseg_kit.registration.resampling import warp_label
     from medseg_kit.registration.settings import make_settings, register_images
     from medseg_kit.registration.volumes import read_image, read_label
+    from medseg_kit.typing import UserError
 
     threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -137,14 +138,20 @@ def registration(arguments: Arguments) -> list[Record]:
 
     def register(method: str) -> list[Any]:
         settings = make_settings(method, modality="MR")
-        found[method] = [
-            register_images(images[fixed], images[moving], settings)[0] for fixed, moving in pairs
-        ]
+        found[method] = [attempt(fixed, moving, settings) for fixed, moving in pairs]
         return found[method]
+
+    def attempt(fixed: int, moving: int, settings: Any) -> Any:
+        try:
+            return register_images(images[fixed], images[moving], settings)[0]
+        except UserError:  # not a fit: its time counts, and no label is warped
+            return None
 
     def dice(transforms: list[Any]) -> float:
         scores = [
-            organ_dice(labels[fixed], warp_label(labels[moving], images[fixed], transform))
+            None
+            if transform is None
+            else organ_dice(labels[fixed], warp_label(labels[moving], images[fixed], transform))
             for (fixed, moving), transform in zip(pairs, transforms, strict=True)
         ]
         return round(statistics.mean(score or 0.0 for score in scores), 3)
