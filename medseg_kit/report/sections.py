@@ -94,7 +94,8 @@ def cost_rows(rows: Sequence[Row]) -> list[dict[str, str]]:
         if any(row[name] is not None for row in rows)
     }
     return [
-        {"method": row["method"], "hardware": row["hardware"], "runs": str(row["runs"])}
+        {"method": row["method"], "hardware": row["hardware"]}
+        | {"runs": NO_VALUE if row["runs"] is None else str(row["runs"])}
         | {
             title: NO_VALUE if row[name] is None else f"{row[name] / divisor:,.{digits}f}"
             for name, (title, divisor, digits) in shown.items()

@@ -161,7 +161,8 @@ def extra_tables(folder: Path, records: Sequence[Record], settings: Record) -> l
                 " start from pre-trained ones: not comparable with them."
             )
         tables.append({"title": title, "lead": lead, "rows": printed_rows(rows)})
-    costs = cost_table(records)
+    printed_costs = settings.get("printed_cost") or ()
+    costs = cost_table(records, printed_costs)
     write_text(folder / "cost.csv", to_csv(costs))
     lead = (
         "Medians over runs. Parameters and operations (a multiply-add counts twice) are those of "
@@ -169,6 +170,11 @@ def extra_tables(folder: Path, records: Sequence[Record], settings: Record) -> l
         "includes its share of validation; "
         "memory is that of the whole process; registration is done once for all runs, in seconds "
         "of one thread."
+    )
+    lead += (
+        " Printed costs are the papers', of their hardware, image sizes and ways of counting."
+        if printed_costs
+        else ""
     )
     return [*tables, {"title": "Cost", "lead": lead, "rows": cost_rows(costs)}]
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from medseg_kit.metrics.policy import EMPTY_MASK_SCORES
+from medseg_kit.report.cost import COLUMNS
 from medseg_kit.typing import PathLike, UserError
 
 # What an entry holds, of the study or of a run: a list (or its only item), or a mapping with ...
@@ -100,6 +101,9 @@ class Study:
             all structures), `dice`, `source`, and where they have one `label_budget`, `site` (of
             the test cases) and `hd95`; in the study file a list, or the name of a YAML file with
             one.
+        printed_cost: Costs in papers, beside ours in the table of costs: `method`, `source` and
+            some of the table's columns (`parameters`, `gflops`, `seconds_per_step`,
+            `seconds_per_case`, ...); a list or the name of a YAML file with one.
         sweep: `name` of a setting and `values`, its value in each method, for a curve over it.
         folder: Where the study's file lies.
     """
@@ -115,6 +119,7 @@ class Study:
     reference: str | None = None
     label_order: str = "listed"
     printed: tuple[Mapping[str, Any], ...] = ()
+    printed_cost: tuple[Mapping[str, Any], ...] = ()
     sweep: Mapping[str, Any] = field(default_factory=dict)
     folder: str = "."
 
@@ -212,9 +217,10 @@ class _Reader:
         test = {"section": "test", **content["test"], "data": self._path(content["test"]["data"])}
         self._whole_numbers("seeds", values.get("seeds", (0,)) or (None,))
         self._whole_numbers("label_budgets", values.get("label_budgets", ()), or_none=True)
-        if isinstance(values.get("printed"), str):
-            values["printed"] = self._rows(values["printed"])
-        values["printed"] = tuple(values.get("printed") or ())
+        for key in ("printed", "printed_cost"):
+            if isinstance(values.get(key), str):
+                values[key] = self._rows(key, values[key])
+            values[key] = tuple(values.get(key) or ())
         settled: dict[str, Any] = {"name": self.file.stem, **values}
         study = Study(
             **{**settled, "runs": runs, "test": test, "folder": str(self.file.parent.resolve())}
@@ -304,10 +310,10 @@ class _Reader:
         if missing := [name for name in needed if name not in content and name != "name"]:
             raise UserError(f"{self.file}: {what} lacks {missing}")
 
-    def _rows(self, name: str) -> list[Any]:
+    def _rows(self, key: str, name: str) -> list[Any]:
         path = Path(self._path(name))
         if not path.is_file():
-            raise UserError(f"{self.file}: `printed` names {path}, which does not exist")
+            raise UserError(f"{self.file}: `{key}` names {path}, which does not exist")
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(rows, list):
             raise UserError(f"{path} must hold a list of printed numbers")
@@ -318,6 +324,13 @@ class _Reader:
             if not isinstance(row, dict) or not {"method", "label", "dice", "source"} <= set(row):
                 raise UserError(
                     f"{self.file}: a row of `printed` needs method, label, dice and source: {row}"
+                )
+        for row in study.printed_cost:
+            named = set(row) if isinstance(row, dict) else set()
+            if not {"method", "source"} < named <= {"method", "source", *COLUMNS}:
+                raise UserError(
+                    f"{self.file}: a row of `printed_cost` needs method, source and some of "
+                    f"{', '.join(COLUMNS)}: {row}"
                 )
         if study.sweep and set(study.sweep) != {"name", "values"}:
             raise UserError(

@@ -1,7 +1,7 @@
 import pytest
 
 from medseg_kit.report.cost import cost_table
-from medseg_kit.report.sections import printed_rows
+from medseg_kit.report.sections import cost_rows, printed_rows
 from medseg_kit.report.settings import label_efficiency, printed_beside, random_starts, sweep_curve
 from tests.report.test_comparison import BETTER, WORSE, case, record
 
@@ -95,3 +95,14 @@ def test_cost_table__medians_per_method_and_machine():
     (row,) = cost_table(records)
     assert (row["runs"], row["parameters"], row["seconds_per_step"]) == (3, 10, 2.0)
     assert row["registration_seconds"] is None
+
+
+def test_cost_table__printed_costs_come_last_with_their_source():
+    hardware = {"gpu": None, "processor": "CPU", "torch_threads": 2}
+    ours = record("a", BETTER) | {"hardware": hardware, "cost": {"gflops": 6.0}}
+    printed = {"method": "a", "gflops": 3.0, "source": "table 1"}
+    rows = cost_table([ours], [printed])
+    assert [(row["gflops"], row["runs"]) for row in rows] == [(6.0, 1), (3.0, None)]
+    titled = cost_rows(rows)
+    assert titled[1]["hardware"] == "printed: table 1"
+    assert list(titled[0]) == ["method", "hardware", "runs", "GFLOPs"]

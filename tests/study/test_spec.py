@@ -106,6 +106,17 @@ def test_printed__a_list_or_a_file_with_one(tmp_path):
         load_study(file)
 
 
+def test_printed_cost__names_columns_of_the_cost_table(tmp_path):
+    base = "test: {data: d}\nruns: [{name: a, mode: evaluate, bundle: b}]\n"
+    file = tmp_path / "study.yaml"
+    file.write_text(base + "printed_cost: [{method: a, gflops: 3.0, source: table 1}]\n")
+    assert load_study(file).printed_cost[0]["gflops"] == 3.0
+    for row in ("{method: a, source: table 1}", "{method: a, source: table 1, flops: 3.0}"):
+        file.write_text(base + f"printed_cost: [{row}]\n")
+        with pytest.raises(UserError, match="some of parameters, gflops, seconds_per_step"):
+            load_study(file)
+
+
 def test_sweep__names_methods_of_the_study(tmp_path):
     file = tmp_path / "study.yaml"
     base = "test: {data: d}\nruns: [{name: a, mode: evaluate, bundle: b}]\n"

@@ -42,3 +42,5 @@ def test_study__every_run_composes(file, monkeypatch):
             assert isinstance(start, str) or start < study.budget["local_steps"], run.name
     named = {row["method"] for row in study.printed}
     assert not named or named & {run.method for run in study.runs}
+    costs = {row["method"].partition(" ")[0] for row in study.printed_cost}
+    assert not costs or costs & {run.method for run in study.runs}
