@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,20 @@ def make_branches(batch: dict[str, Any], output: Any, taught: Any = None) -> tup
         target, teaching = targets(batch, logits, other)
         branches.append(Branch(logits, target, teaching, taps, projected))
     batch["branches"] = tuple(branches)
+    return tuple(branches)
+
+
+def branches_of(batch: dict[str, Any]) -> Sequence[Branch]:
+    """Return the branches that `make_branches` left in a batch, for a loss term.
+
+    Raises:
+        UserError: If the method leaves none.
+    """
+    if "branches" not in batch:
+        raise UserError(
+            "a loss term compares the branches of a method, and this one leaves none; such terms"
+            " go under cross teaching, CPS, Mean Teacher and UAMT"
+        )
     return batch["branches"]  # type: ignore[no-any-return]  # a batch holds anything
 
 

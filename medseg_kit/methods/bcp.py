@@ -14,7 +14,7 @@ import torch
 from monai.utils.enums import CommonKeys
 from torch import nn
 
-from medseg_kit.engines.semi_supervised import Branch, SemiSupervisedStep, count_labelled
+from medseg_kit.engines.semi_supervised import SemiSupervisedStep, branches_of, count_labelled
 from medseg_kit.engines.step import Losses, TimedTerm
 from medseg_kit.engines.teacher import Teacher
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
@@ -196,7 +196,7 @@ class CopyPaste(TimedTerm):
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the loss of the mixed images; nothing without images of both kinds."""
         image, count = batch[CommonKeys.IMAGE], count_labelled(batch)
-        branches: Sequence[Branch] = batch["branches"]
+        branches = branches_of(batch)
         alone = self.global_step < self.unlabelled_start
         if count == 0 or (count == len(image) and not alone):
             return {}

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from medseg_kit.engines.schedules import Schedule, constant
-from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.engines.semi_supervised import Branch, branches_of
 from medseg_kit.engines.step import Losses, TimedTerm, check_resumed
 from medseg_kit.losses.prototype_contrast import prototype_contrast
 from medseg_kit.losses.soft_dice import DiceCrossEntropy
@@ -71,7 +71,7 @@ class RegistrationSupervision(TimedTerm):
         if not bool(chosen.any()):
             return {}
         label = batch["registered_label"][chosen]
-        branches: Sequence[Branch] = batch["branches"]
+        branches = branches_of(batch)
         losses = [self.loss(branch.logits[chosen], label) for branch in branches]
         return {"registration": factor * torch.stack(losses).sum()}
 
@@ -137,7 +137,7 @@ class SupervisedContrast:
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the weighted mean over the branches' classes; then fill the banks."""
         del engine
-        branches: Sequence[Branch] = batch["branches"]
+        branches = branches_of(batch)
         losses = [self._branch(branch, batch, index) for index, branch in enumerate(branches)]
         for bank, branch in zip(self.banks, branches, strict=False):
             with torch.no_grad():

@@ -7,12 +7,11 @@ sampling: MCSC's groups and weight are taken; the global pre-training stage is l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.engines.semi_supervised import branches_of
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.local_contrast import local_contrast
 from medseg_kit.methods.branch_pixels import BranchPixels
@@ -71,7 +70,7 @@ class LocalContrast:
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the weighted mean over the groups that hold foreground; 0 where none does."""
         del engine
-        branches: Sequence[Branch] = batch["branches"]
+        branches = branches_of(batch)
         pixels = BranchPixels(branches, self.scale)
         labels = torch.stack([branch.target for branch in branches])  # (branches, N, H, W)
         if self.sampling == "block":

@@ -6,12 +6,12 @@ segmentation", BMVC 2023 (https://arxiv.org/abs/2306.14293).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.engines.semi_supervised import Branch, branches_of
 from medseg_kit.engines.step import Losses, TimedTerm
 from medseg_kit.losses.balanced_contrast import balanced_contrast
 from medseg_kit.methods.branch_pixels import BranchPixels
@@ -74,7 +74,7 @@ class BalancedContrast(TimedTerm):
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the weighted loss summed over the scales; 0 where no image counts."""
         del engine
-        branches: Sequence[Branch] = batch["branches"]
+        branches = branches_of(batch)
         counts = batch["labelled"]
         if self.global_step >= self.unlabelled_start:
             counts = torch.ones_like(counts)

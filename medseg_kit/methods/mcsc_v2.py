@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from medseg_kit.engines.schedules import progress
-from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.engines.semi_supervised import Branch, branches_of
 from medseg_kit.engines.step import Losses, TimedTerm, check_resumed
 from medseg_kit.losses.prototype_contrast import FeatureBank, prototype_contrast
 from medseg_kit.methods.branch_pixels import BranchPixels, random_subset
@@ -128,7 +128,7 @@ class CertaintyContrast(TimedTerm):
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the weighted loss summed over the scales."""
         del engine
-        branches: Sequence[Branch] = batch["branches"]
+        branches = branches_of(batch)
         losses = []
         for scale in self.scales:
             pixels = self._pixels(branches, batch["labelled"], scale)

@@ -6,12 +6,11 @@ Liu et al., "Bootstrapping semantic segmentation with regional contrast", ICLR 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medseg_kit.engines.semi_supervised import Branch
+from medseg_kit.engines.semi_supervised import Branch, branches_of
 from medseg_kit.engines.step import Losses
 from medseg_kit.losses.regional_contrast import (
     class_prototypes,
@@ -67,7 +66,7 @@ class RegionalContrast:
     def __call__(self, engine: SupervisedTrainer, batch: dict[str, Any]) -> Losses:
         """Return the weighted sum over the branches; 0 where at most one class is present."""
         del engine
-        branches: Sequence[Branch] = batch["branches"]
+        branches = branches_of(batch)
         losses = [self._branch(branch, batch["labelled"]) for branch in branches]
         return {"contrast": self.weight * torch.stack(losses).sum()}
 

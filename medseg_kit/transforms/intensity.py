@@ -17,12 +17,14 @@ def vary_intensity(
     Each change applies to half of the images (blur and noise: a quarter); values stay in [0, 1].
 
     Args:
-        image: ``(B, 1, H, W)`` with values in [0, 1].
+        image: ``(B, 1, H, W)`` float32 with values in [0, 1].
         strength: 0 for none, 1 for strong: gamma between exp(-1) and exp(1), contrast and shading
             by up to 1 (multiplied by exp(-0.5) to exp(0.5)), brightness by 0.25, a blur of up to
             2 pixels, noise with an SD of up to 0.1.
         generator: Of the CPU.
     """
+    if len(image) == 0:
+        return image
     device = image.device
 
     def amounts(limit: float, share: float) -> torch.Tensor:
@@ -63,5 +65,7 @@ def _blur(image: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     # one group an image: (1, B, H, W) with kernels (B, 1, 1, taps)
     flat, half = image.transpose(0, 1), BLUR_TAPS // 2
     padded = functional.pad(flat, (half, half, half, half), mode="replicate")
-    rows = functional.conv2d(padded, kernel, groups=len(image))
-    return functional.conv2d(rows, kernel.transpose(2, 3), groups=len(image)).transpose(0, 1)
+    with torch.autocast(image.device.type, enabled=False):  # a method may call this in its step
+        rows = functional.conv2d(padded, kernel, groups=len(image))
+        blurred = functional.conv2d(rows, kernel.transpose(2, 3), groups=len(image))
+    return blurred.transpose(0, 1)

@@ -15,7 +15,9 @@ from medseg_kit.methods.bcp import (
     rectangle_mask,
 )
 from medseg_kit.methods.cross_teaching import CrossTeachingStep
+from medseg_kit.methods.rotation_consistency import RotationConsistencyStep
 from medseg_kit.transforms.components import largest_components
+from medseg_kit.typing import UserError
 from tests.methods.slice_training import CLASSES, SIZE, make_batch, pair, pixelwise, train, unet
 
 
@@ -109,6 +111,12 @@ def test_copy_paste__labelled_images_alone_until_its_start():
     assert ["copy_paste" in losses for losses in history] == [True, False]
     step.global_step = 0  # as after a federated round that starts anew: the step's time counts
     assert "copy_paste" in train(step, pair(), [make_batch(4, 0)])[0]
+
+
+def test_copy_paste__under_a_method_without_branches_is_refused():
+    step = RotationConsistencyStep(total_steps=4, terms=[CopyPaste()])
+    with pytest.raises(UserError, match="this one leaves none; such terms go under cross teaching"):
+        train(step, unet(), [make_batch()])
 
 
 def test_phases__follow_the_plan_of_a_federation():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medseg_kit.transforms.intensity import vary_intensity
 from medseg_kit.transforms.slices import SliceAugmentation, sampling_grid
 from medseg_kit.typing import UserError
 
@@ -142,6 +143,14 @@ def test_intensity__stays_in_0_1_and_leaves_labels() -> None:
     assert torch.isfinite(result["image"]).all()
     assert torch.equal(result["label"], label)
     assert ((result["image"] - image).abs().amax(dim=(1, 2, 3)) > 0.02).float().mean() > 0.5
+
+
+def test_vary_intensity__the_same_under_autocast_and_nothing_of_no_image() -> None:
+    image = smooth(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        varied = vary_intensity(image, 1.0, generator=generator())
+    assert torch.equal(varied, vary_intensity(image, 1.0, generator=generator()))
+    assert vary_intensity(image[:0], 1.0, generator=generator()).shape == (0, 1, 40, 40)
 
 
 def test_intensity__empty_and_constant_images_stay_finite() -> None:
