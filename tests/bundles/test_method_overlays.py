@@ -35,6 +35,9 @@ INFERENCE = {
 }
 
 
+STRONG = "strong_augmentation.yaml"
+
+
 def family(root):
     return root.name.split("_", 2)[2]
 
@@ -159,13 +162,21 @@ def test_family__overlays_that_both_twins_have_are_the_same(name):
         {
             path.name: _without_comments(path)
             for path in (root / "configs" / "methods").glob("*.yaml")
-            if "published" not in path.name
+            if "published" not in path.name and path.name != STRONG  # left and right organs
         }
         for root in BUNDLES
         if family(root) == name and root.name.split("_")[0] in ("cardiac", "abdomen")
     )
     common = first.keys() & second.keys()
     assert [first[key] for key in common] == [second[key] for key in common]
+
+
+@pytest.mark.parametrize("name", [f"abdomen_ct_{name}" for name in sorted(FAMILIES)])
+def test_strong_augmentation__does_not_mirror_left_and_right_organs(name):
+    root = next(root for root in BUNDLES if root.name == name)
+    parser = load_config(root, ["train.yaml", f"methods/{STRONG}"])
+    augmentation = parser.get_parsed_content("train#augmentation")
+    assert (augmentation.rule, augmentation.mirroring) == ("affine", False)
 
 
 def _without_comments(path):
